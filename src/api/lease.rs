@@ -1,0 +1,161 @@
+//! The service Lease.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::machine::{Command, Rejection, Reply};
+use crate::node::{Applied, Failure, Node};
+use crate::pb::etcdserverpb::lease_server::Lease;
+use crate::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use crate::types::LeaseId;
+
+use super::{convert, gate, header, status};
+
+/// How many keep-alives of one stream are under way at a time. Further ones wait in the stream,
+/// and with it the client.
+const KEEP_ALIVES_IN_FLIGHT: usize = 128;
+
+/// How often an id of our own choice is tried before the grant is refused. Ids are random, so a
+/// second try is already hardly ever needed.
+const ID_ATTEMPTS: usize = 4;
+
+/// What stands for the remaining time of a lease that does not exist.
+const TTL_OF_NO_LEASE: i64 = -1;
+
+pub struct LeaseService {
+    node: Arc<Node>,
+}
+
+impl LeaseService {
+    pub fn new(node: Arc<Node>) -> LeaseService {
+        LeaseService { node }
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let request = request.into_inner();
+        let min_seconds = self.node.limits().min_lease_ttl_seconds;
+        let ttl_seconds = convert::lease_ttl_seconds(request.ttl, min_seconds)?;
+        let Applied { revision, reply: Reply::LeaseGranted { id, ttl_seconds } } =
+            self.grant(LeaseId(request.id), ttl_seconds).await?
+        else {
+            return Err(status::misplaced_reply());
+        };
+        Ok(Response::new(LeaseGrantResponse {
+            header: Some(header::at(&self.node, revision)),
+            id: id.0,
+            ttl: ttl_seconds,
+            error: String::new(),
+        }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let id = LeaseId(request.into_inner().id);
+        let applied = self.node.propose(Command::LeaseRevoke { id }).await?;
+        let header = header::at(&self.node, applied.revision);
+        Ok(Response::new(LeaseRevokeResponse { header: Some(header) }))
+    }
+
+    type LeaseKeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    /// Renews leases as long as the client asks, with one answer for each request, in order. A
+    /// client that closes its side gets the answers to what it has asked, and then the end.
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let needs_leader = gate::requires_leader(request.metadata().as_ref());
+        let node = self.node.clone();
+        let answers = request
+            .into_inner()
+            .map(move |request| keep_alive(node.clone(), request))
+            .buffered(KEEP_ALIVES_IN_FLIGHT);
+        Ok(Response::new(if needs_leader {
+            gate::until_no_leader(answers, self.node.has_leader()).boxed()
+        } else {
+            answers.boxed()
+        }))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let info = self.node.lease_info(LeaseId(request.id), request.keys).await?;
+        let header = Some(header::current(&self.node));
+        let id = request.id;
+        Ok(Response::new(match info {
+            Some(info) => LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: info.remaining.as_secs().try_into().unwrap_or(i64::MAX),
+                granted_ttl: info.granted_ttl_seconds,
+                keys: info.keys,
+            },
+            None => LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: TTL_OF_NO_LEASE,
+                granted_ttl: 0,
+                keys: Vec::new(),
+            },
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let leases = self.node.lease_list().await?;
+        Ok(Response::new(LeaseLeasesResponse {
+            header: Some(header::current(&self.node)),
+            leases: leases.into_iter().map(|lease| LeaseStatus { id: lease.0 }).collect(),
+        }))
+    }
+}
+
+impl LeaseService {
+    /// Grants `wanted`, or a lease with an id of the node's choice when `wanted` is none.
+    async fn grant(&self, wanted: LeaseId, ttl_seconds: i64) -> Result<Applied, Failure> {
+        if !wanted.is_none() {
+            return self.node.propose(Command::LeaseGrant { id: wanted, ttl_seconds }).await;
+        }
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let id = self.node.new_lease_id();
+            match self.node.propose(Command::LeaseGrant { id, ttl_seconds }).await {
+                Err(Failure::Rejected(Rejection::LeaseExists(_))) if attempts < ID_ATTEMPTS => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+async fn keep_alive(
+    node: Arc<Node>,
+    request: Result<LeaseKeepAliveRequest, Status>,
+) -> Result<LeaseKeepAliveResponse, Status> {
+    let id = request.map_err(status::of_stream)?.id;
+    // Taken before the renewal: a client may rely on the lease having lived at this revision.
+    let header = header::current(&node);
+    let ttl_seconds = node.lease_renew(LeaseId(id)).await?;
+    Ok(LeaseKeepAliveResponse { header: Some(header), id, ttl: ttl_seconds.unwrap_or(0) })
+}

@@ -1,0 +1,90 @@
+//! The service Lock.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::concurrency::client::{self, EnterFailure, Granted};
+use crate::node::Node;
+use crate::pb::v3lockpb::lock_server::Lock;
+use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use crate::types::LeaseId;
+
+use super::header;
+use super::status::{self, Refusal, as_unknown};
+
+/// Metadata of an answer: the lease behind the key, its TTL in seconds, and the fencing token.
+const LEASE_ID: &str = "holdfast-lease-id";
+const LEASE_TTL: &str = "holdfast-lease-ttl";
+const FENCE: &str = "holdfast-fence";
+/// Whether an Unlock deleted a key.
+const RELEASED: &str = "holdfast-released";
+
+pub struct LockService {
+    node: Arc<Node>,
+}
+
+impl LockService {
+    pub fn new(node: Arc<Node>) -> LockService {
+        LockService { node }
+    }
+}
+
+#[tonic::async_trait]
+impl Lock for LockService {
+    async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let request = request.into_inner();
+        let enter = client::Request {
+            name: request.name,
+            lease: LeaseId(request.lease),
+            value: Bytes::new(),
+            rewrite: false,
+        };
+        let granted = client::enter(&self.node, enter).await.map_err(|failure| match failure {
+            EnterFailure::Expired => Refusal::SessionExpired.into(),
+            failure => entering(failure),
+        })?;
+        let header = Some(header::at(&self.node, granted.revision));
+        let mut response = Response::new(LockResponse { header, key: granted.key.clone() });
+        describe(response.metadata_mut(), &granted);
+        Ok(response)
+    }
+
+    async fn unlock(
+        &self,
+        request: Request<UnlockRequest>,
+    ) -> Result<Response<UnlockResponse>, Status> {
+        let key = request.into_inner().key;
+        if key.is_empty() {
+            return Err(as_unknown(Refusal::EmptyKey));
+        }
+        let released = client::unlock(&self.node, key).await.map_err(as_unknown)?;
+        let header = Some(header::current(&self.node));
+        let mut response = Response::new(UnlockResponse { header });
+        let text = if released { "true" } else { "false" };
+        response
+            .metadata_mut()
+            .insert(RELEASED, tonic::metadata::AsciiMetadataValue::from_static(text));
+        Ok(response)
+    }
+}
+
+/// How a queue call failed, where Lock and Campaign agree.
+pub(super) fn entering(failure: EnterFailure) -> Status {
+    match failure {
+        EnterFailure::LeaseNotFound => status::unknown_lease(),
+        EnterFailure::Expired => Refusal::NotElected.into(),
+        EnterFailure::Failed(failure) => as_unknown(failure),
+    }
+}
+
+/// Says in the answer's metadata what a holder needs to know: all decimal integers.
+pub(super) fn describe(metadata: &mut MetadataMap, granted: &Granted) {
+    metadata.insert(LEASE_ID, granted.lease.0.into());
+    if let Some(seconds) = granted.session_ttl_seconds {
+        metadata.insert(LEASE_TTL, seconds.into());
+    }
+    metadata.insert(FENCE, granted.create_revision.into());
+}

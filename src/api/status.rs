@@ -1,0 +1,221 @@
+//! Refusals as gRPC codes and texts.
+//!
+//! Clients of etcd compare these texts literally, so each is part of the contract. They stand here
+//! and nowhere else: the other files of `api` name a [`Refusal`], pass on a [`Failure`], or call one
+//! of the functions below.
+
+use tonic::{Code, Status};
+
+use crate::machine::Rejection;
+use crate::node::Failure;
+use crate::types::LeaseId;
+
+/// Why a call is refused before anything was proposed or read, and the refusals that only the lock
+/// and election services know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    EmptyKey,
+    /// An operation of a transaction that asks for nothing.
+    EmptyOperation,
+    ValueProvided,
+    LeaseProvided,
+    TooManyOperations,
+    DuplicateKey,
+    /// A sort target that is none of etcd's.
+    SortTarget,
+    RequestTooLarge,
+    LeaseTtlTooLarge,
+    /// The caller asks to fail when there is no leader, and there is none.
+    NoLeader,
+    AuthDisabled,
+    /// A waiter's turn came, but its own key or lease is gone.
+    SessionExpired,
+    /// An election in which nobody is elected.
+    NobodyElected,
+    /// Proclaiming without being elected.
+    NotElected,
+    /// Proclaiming or resigning without saying as whom.
+    LeaderMissing,
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Status {
+        let (code, text) = match refusal {
+            Refusal::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+            Refusal::EmptyOperation => (Code::InvalidArgument, "etcdserver: key not found"),
+            Refusal::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+            Refusal::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+            Refusal::TooManyOperations => {
+                (Code::InvalidArgument, "etcdserver: too many operations in txn request")
+            }
+            Refusal::DuplicateKey => {
+                (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
+            }
+            Refusal::SortTarget => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Refusal::RequestTooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
+            Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
+            Refusal::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
+            Refusal::AuthDisabled => {
+                (Code::FailedPrecondition, "etcdserver: authentication is not enabled")
+            }
+            Refusal::SessionExpired => (Code::Unknown, "mutex: session is expired"),
+            Refusal::NobodyElected => (Code::Unknown, "election: no leader"),
+            Refusal::NotElected => (Code::Unknown, "election: not leader"),
+            Refusal::LeaderMissing => (Code::Unknown, "\"leader\" field must be provided"),
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Status {
+        let (code, text) = match rejection {
+            Rejection::Compacted { .. } => {
+                (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted")
+            }
+            Rejection::FutureRevision { .. } => {
+                (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+            }
+            Rejection::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
+            Rejection::LeaseNotFound(_) => {
+                (Code::NotFound, "etcdserver: requested lease not found")
+            }
+            Rejection::LeaseExists(_) => {
+                (Code::FailedPrecondition, "etcdserver: lease already exists")
+            }
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Status {
+        let (code, text) = match failure {
+            Failure::Rejected(rejection) => return rejection.into(),
+            Failure::NoLeader => return Refusal::NoLeader.into(),
+            Failure::TimedOut => (Code::DeadlineExceeded, "etcdserver: context deadline exceeded"),
+            Failure::Unknown => (
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to previous leader failure",
+            ),
+            Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
+            Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        };
+        Status::new(code, text)
+    }
+}
+
+/// `status` as the lock and election services say it: the same text, whatever the code.
+pub fn as_unknown(status: impl Into<Status>) -> Status {
+    Status::unknown(status.into().message())
+}
+
+/// A lock or a campaign on a lease that does not exist.
+pub fn unknown_lease() -> Status {
+    // The text leaves the id out, so any will do.
+    as_unknown(Rejection::LeaseNotFound(LeaseId::NONE))
+}
+
+/// A method of etcd's that is not built yet.
+pub fn not_implemented(method: &str) -> Status {
+    Status::unimplemented(format!("holdfast: {method} is not implemented yet"))
+}
+
+/// An alarm action that is none of etcd's.
+pub fn unknown_alarm_action(action: i32) -> Status {
+    Status::invalid_argument(format!("holdfast: unknown alarm action {action}"))
+}
+
+/// The machine gave an answer that belongs to another kind of command: a bug, and never the
+/// caller's.
+pub fn misplaced_reply() -> Status {
+    Status::internal("holdfast: the reply does not belong to the command")
+}
+
+/// A health check for a service that is not known by name.
+pub fn unknown_health_service() -> Status {
+    Status::not_found("unknown service")
+}
+
+/// The refusal of a call to `path`, which no service of ours has a method for.
+///
+/// `served` is the service that was reached, if any: it tells an unknown method from an unknown
+/// service.
+pub fn unknown_path(path: &str, served: Option<&str>) -> Status {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    let Some((service, method)) = name.rsplit_once('/') else {
+        return Status::unimplemented(format!("malformed method name: {path:?}"));
+    };
+    if served == Some(service) {
+        Status::unimplemented(format!("unknown method {method} for service {service}"))
+    } else {
+        Status::unimplemented(format!("unknown service {service}"))
+    }
+}
+
+/// What etcd's own gRPC library would say instead of `status`, which tonic made up itself; `None`
+/// where the two agree or `status` is of our own making.
+pub fn instead_of_tonic(status: &Status) -> Option<Status> {
+    // A message above the receive limit. Newer releases of tonic may word it otherwise, which the
+    // tests of `gate` would notice.
+    if status.code() != Code::OutOfRange || !status.message().contains("message length too large") {
+        return None;
+    }
+    let mut numbers = status
+        .message()
+        .split(|letter: char| !letter.is_ascii_digit())
+        .filter(|digits| !digits.is_empty());
+    let (size, limit) = (numbers.next()?, numbers.next()?);
+    Some(Status::resource_exhausted(format!(
+        "grpc: received message larger than max ({size} vs. {limit})"
+    )))
+}
+
+/// `status`, by which tonic ended a stream of requests, in etcd's words.
+pub fn of_stream(status: Status) -> Status {
+    instead_of_tonic(&status).unwrap_or(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: impl Into<Status>) -> (Code, String) {
+        let status = status.into();
+        (status.code(), status.message().to_owned())
+    }
+
+    #[test]
+    fn a_rejection_is_told_alike_alone_and_inside_a_failure() {
+        for rejection in [
+            Rejection::Compacted { requested: 1, oldest: 2 },
+            Rejection::FutureRevision { requested: 3, current: 2 },
+            Rejection::KeyNotFound,
+            Rejection::LeaseNotFound(LeaseId(7)),
+            Rejection::LeaseExists(LeaseId(7)),
+        ] {
+            assert_eq!(said(rejection.clone()), said(Failure::Rejected(rejection)));
+        }
+        assert_eq!(
+            said(Failure::Rejected(Rejection::Compacted { requested: 1, oldest: 2 })),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted".into())
+        );
+    }
+
+    #[test]
+    fn locks_keep_the_text_and_lose_the_code() {
+        assert_eq!(
+            said(as_unknown(Rejection::LeaseNotFound(LeaseId(7)))),
+            (Code::Unknown, "etcdserver: requested lease not found".into())
+        );
+    }
+
+    #[test]
+    fn unknown_paths_are_told_apart() {
+        let text = |path, served| unknown_path(path, served).message().to_owned();
+        assert_eq!(text("/a.B/C", Some("a.B")), "unknown method C for service a.B");
+        assert_eq!(text("/a.B/C", None), "unknown service a.B");
+        assert_eq!(text("/a.B/C/D", Some("a.B")), "unknown service a.B/C");
+        assert_eq!(text("/C", None), "malformed method name: \"/C\"");
+    }
+}

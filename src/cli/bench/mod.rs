@@ -1,0 +1,247 @@
+//! `bench`: a closed-loop load generator for any etcd v3 endpoints.
+//!
+//! Each client has one operation under way at a time and begins the next when it has the answer.
+//! So the throughput shown is what that many clients get from the cluster; it is not a rate that
+//! was asked for, and the latency under a fixed rate may be worse.
+//!
+//! Only the generated clients are used, so a real etcd can be measured with the same generator.
+//! The keys that a run writes stay behind, under `--prefix`.
+
+// This measures real time by intent and is never part of a simulation.
+#![allow(clippy::disallowed_methods)]
+
+mod cases;
+mod channels;
+mod cpu;
+mod leases;
+mod load;
+mod report;
+mod tally;
+mod watch;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
+
+use channels::Channels;
+use cpu::CpuMeter;
+use load::Plan;
+use report::Report;
+
+/// Which operation is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Case {
+    /// Write a random key of the key space
+    Put,
+    /// Read a random key, linearizable
+    Range,
+    /// Read a random key from what the asked member has
+    RangeSerializable,
+    /// Compare-and-swap by modification revision; a client works on one key
+    Txn,
+    /// Lock and Unlock, together one operation
+    Lock,
+    /// Campaign and Resign, together one operation
+    Campaign,
+    /// Fan-out: every client watches the one key that a further client writes; an operation is
+    /// one event delivered, its latency counts from the sending of the write
+    Watch,
+}
+
+/// The command line of `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// What to measure
+    #[arg(value_enum)]
+    case: Case,
+
+    /// Client URLs of the members; the connections are spread over them in turn
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
+    endpoints: Vec<String>,
+
+    /// Clients, each with one operation under way at a time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    clients: u32,
+
+    /// Connections that the clients share in turn [default: one for each endpoint]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: Option<u32>,
+
+    /// Seconds to measure
+    #[arg(long, default_value = "10", value_parser = seconds, conflicts_with = "total")]
+    duration: Duration,
+
+    /// Measure this many operations instead of a time; in case watch this many writes
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    total: Option<u64>,
+
+    /// Seconds under load before the measurement begins
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    warmup: Duration,
+
+    /// Seconds after which an operation is given up and counted as an error
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+
+    /// Bytes of each value
+    #[arg(long, default_value_t = 256)]
+    value_size: usize,
+
+    /// How many keys the operations are spread over
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    key_space: u32,
+
+    /// How many locks or elections the clients share [default: one for each client]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    names: Option<u32>,
+
+    /// What every key begins with
+    #[arg(long, default_value = "bench")]
+    prefix: String,
+
+    /// Processes on this machine whose CPU time is to be measured
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<u32>,
+
+    /// Threads of the generator
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    threads: u32,
+
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Options {
+    fn connections(&self) -> usize {
+        let default = self.clients.min(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX));
+        self.connections.unwrap_or(default) as usize
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            warmup: self.warmup,
+            duration: self.duration,
+            total: self.total,
+            timeout: self.timeout,
+            shards: self.threads as usize,
+        }
+    }
+}
+
+/// Why a run could not be started or carried to its end.
+#[derive(Debug, thiserror::Error)]
+enum BenchError {
+    #[error("endpoint {0}: only plain http is supported")]
+    Scheme(String),
+    #[error("endpoint {url}: {}", root_cause(source))]
+    Connect { url: String, source: tonic::transport::Error },
+    #[error("{what}: {source}")]
+    Prepare { what: &'static str, source: tonic::Status },
+    #[error("CPU time of process {pid}: {source}")]
+    Cpu { pid: u32, source: std::io::Error },
+    #[error("runtime: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// The transport's own text says only that something failed; what failed is at the end.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// Runs one case and prints what was measured.
+///
+/// Success means that at least one operation succeeded, not that none failed.
+pub fn run(options: &Options) -> ExitCode {
+    let report = runtime(options).and_then(|runtime| runtime.block_on(measure(options)));
+    match report {
+        Ok(report) => {
+            if options.json {
+                println!("{}", report.json());
+            } else {
+                print!("{report}");
+            }
+            if report.operations > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn runtime(options: &Options) -> Result<Runtime, BenchError> {
+    let mut builder = match options.threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder
+        .worker_threads(options.threads as usize)
+        .enable_all()
+        .build()
+        .map_err(BenchError::Runtime)
+}
+
+async fn measure(options: &Options) -> Result<Report, BenchError> {
+    let meter = CpuMeter::new(&options.pids)?;
+    let channels =
+        Channels::connect(&options.endpoints, options.connections(), options.clients as usize)
+            .await?;
+    let measured = cases::run(options, &channels, &meter).await?;
+    Ok(Report::new(options, measured))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text} is not a number"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        let arguments = std::iter::once(&"bench").chain(arguments);
+        CommandLine::try_parse_from(arguments).map(|line| line.options)
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let options = parse(&["put", "--endpoints", "a:1,b:2,c:3", "--pids", "7,8"]).unwrap();
+        assert_eq!(options.endpoints, ["a:1", "b:2", "c:3"]);
+        assert_eq!(options.pids, [7, 8]);
+    }
+
+    #[test]
+    fn one_client_needs_only_one_connection() {
+        let options = parse(&["put", "--endpoints", "a,b,c", "--clients", "1"]).unwrap();
+        assert_eq!(options.connections(), 1);
+        let options = parse(&["put", "--endpoints", "a,b,c", "--clients", "64"]).unwrap();
+        assert_eq!(options.connections(), 3);
+    }
+
+    #[test]
+    fn a_time_and_a_number_of_operations_exclude_each_other() {
+        assert!(parse(&["put", "--total", "10"]).is_ok());
+        assert!(parse(&["put", "--total", "10", "--duration", "3"]).is_err());
+    }
+
+    #[test]
+    fn cases_are_named_with_hyphens() {
+        assert_eq!(parse(&["range-serializable"]).unwrap().case, Case::RangeSerializable);
+    }
+}

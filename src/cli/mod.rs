@@ -1,0 +1,26 @@
+//! The subcommands of the binary. Without one, the binary is a member of a cluster.
+//!
+//! Each subcommand is a client: it speaks the public API over the network, as any other client
+//! does, and uses nothing of the server in this process.
+
+mod bench;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// What to do instead of serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure any etcd v3 endpoints under load
+    Bench(bench::Options),
+}
+
+/// Runs `command` to its end on a runtime of its own; the result is the exit code of the process.
+///
+/// Must not be called from within an async runtime.
+pub fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Bench(options) => bench::run(&options),
+    }
+}

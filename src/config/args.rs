@@ -1,0 +1,191 @@
+//! The server's flags as given, and their twins in the environment.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::ConfigError;
+use super::etcd_flags::EtcdFlags;
+
+/// What to add to the command's help about the environment.
+pub const ENVIRONMENT_HELP: &str = "\
+Every flag can also be set in the environment: --initial-cluster as ETCD_INITIAL_CLUSTER,
+--holdfast-worker-threads as HOLDFAST_WORKER_THREADS. A flag beats the environment.";
+
+/// The names of the flags of [`ServerArgs`], as errors and the environment use them.
+pub(super) mod flag {
+    pub const NAME: &str = "name";
+    pub const DATA_DIR: &str = "data-dir";
+    pub const LISTEN_CLIENT_URLS: &str = "listen-client-urls";
+    pub const ADVERTISE_CLIENT_URLS: &str = "advertise-client-urls";
+    pub const LISTEN_PEER_URLS: &str = "listen-peer-urls";
+    pub const INITIAL_ADVERTISE_PEER_URLS: &str = "initial-advertise-peer-urls";
+    pub const INITIAL_CLUSTER: &str = "initial-cluster";
+    pub const INITIAL_CLUSTER_STATE: &str = "initial-cluster-state";
+    pub const INITIAL_CLUSTER_TOKEN: &str = "initial-cluster-token";
+    pub const HEARTBEAT_INTERVAL: &str = "heartbeat-interval";
+    pub const ELECTION_TIMEOUT: &str = "election-timeout";
+    pub const SNAPSHOT_COUNT: &str = "snapshot-count";
+    pub const LOG_LEVEL: &str = "log-level";
+    pub const LOG_FORMAT: &str = "log-format";
+    pub const MAX_REQUEST_BYTES: &str = "max-request-bytes";
+    pub const MAX_TXN_OPS: &str = "max-txn-ops";
+    pub const WORKER_THREADS: &str = "holdfast-worker-threads";
+}
+
+/// The server's flags, not yet checked. Made to be flattened into a command that has subcommands.
+///
+/// All are text here: a value from the environment is then refused in the same words as one from
+/// the command line, and the environment cannot disturb a subcommand. A repeated flag counts last,
+/// as in etcd.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(args_override_self = true, about = None, long_about = None)]
+pub struct ServerArgs {
+    /// This member's name in the cluster [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
+
+    /// The folder for this member's data, created if absent [default: NAME.holdfast]
+    #[arg(long, value_name = "PATH")]
+    pub(super) data_dir: Option<String>,
+
+    /// Where to listen for clients, comma-separated [default: http://localhost:2379]
+    #[arg(long, value_name = "URLS")]
+    pub(super) listen_client_urls: Option<String>,
+
+    /// Where clients reach this member; required with --listen-client-urls [default:
+    /// http://localhost:2379]
+    #[arg(long, value_name = "URLS")]
+    pub(super) advertise_client_urls: Option<String>,
+
+    /// Where to listen for other members [default: http://localhost:2380]
+    #[arg(long, value_name = "URLS")]
+    pub(super) listen_peer_urls: Option<String>,
+
+    /// Where other members reach this one [default: http://localhost:2380]
+    #[arg(long, value_name = "URLS")]
+    pub(super) initial_advertise_peer_urls: Option<String>,
+
+    /// All members of the new cluster, as a=URL,b=URL,c=URL [default: this member alone]
+    #[arg(long, value_name = "MEMBERS")]
+    pub(super) initial_cluster: Option<String>,
+
+    /// Whether the cluster begins now ('new') or this member joins one ('existing') [default: new]
+    #[arg(long, value_name = "STATE")]
+    pub(super) initial_cluster_state: Option<String>,
+
+    /// Keeps clusters with equal URLs apart [default: etcd-cluster]
+    #[arg(long, value_name = "TOKEN")]
+    pub(super) initial_cluster_token: Option<String>,
+
+    /// Time between two heartbeats of the leader, in milliseconds [default: 100]
+    #[arg(long, value_name = "MS")]
+    pub(super) heartbeat_interval: Option<String>,
+
+    /// Time without a heartbeat after which members elect anew, in milliseconds [default: 1000]
+    #[arg(long, value_name = "MS")]
+    pub(super) election_timeout: Option<String>,
+
+    /// Entries applied between two snapshots [default: 10000]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) snapshot_count: Option<String>,
+
+    /// debug, info, warn, error, panic or fatal [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+
+    /// json or console [default: json]
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) log_format: Option<String>,
+
+    /// The largest client request, in bytes [default: 1572864]
+    #[arg(long, value_name = "BYTES")]
+    pub(super) max_request_bytes: Option<String>,
+
+    /// The most operations in one branch of a transaction [default: 128]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) max_txn_ops: Option<String>,
+
+    /// Threads that serve requests [default: 1, or half the cores where there are more than 4]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) holdfast_worker_threads: Option<String>,
+
+    #[command(flatten)]
+    pub(super) etcd_flags: EtcdFlags,
+}
+
+impl ServerArgs {
+    /// Gives each flag that is not set the value of its twin in `environment`, and returns the
+    /// variables that are no flag's twin. An empty variable counts as not set, as in etcd.
+    ///
+    /// # Errors
+    ///
+    /// When a variable of ours is not UTF-8.
+    pub(super) fn fill_from(
+        &mut self,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Vec<String>, ConfigError> {
+        let mut variables = BTreeMap::new();
+        for (variable, value) in environment {
+            // A name that is not UTF-8 is no flag's.
+            let Ok(variable) = variable.into_string() else { continue };
+            let ours = variable.starts_with("ETCD_") || variable.starts_with("HOLDFAST_");
+            if !ours || value.is_empty() {
+                continue;
+            }
+            match value.into_string() {
+                Ok(value) => variables.insert(variable, value),
+                Err(_) => return Err(ConfigError::NotUnicode(variable)),
+            };
+        }
+        for (flag, setting) in self.settings() {
+            let twin = variables.remove(&variable(flag));
+            if setting.is_none() {
+                *setting = twin;
+            }
+        }
+        self.etcd_flags.fill_from(&mut variables);
+        Ok(variables.into_keys().collect())
+    }
+
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 17] {
+        [
+            (flag::NAME, &mut self.name),
+            (flag::DATA_DIR, &mut self.data_dir),
+            (flag::LISTEN_CLIENT_URLS, &mut self.listen_client_urls),
+            (flag::ADVERTISE_CLIENT_URLS, &mut self.advertise_client_urls),
+            (flag::LISTEN_PEER_URLS, &mut self.listen_peer_urls),
+            (flag::INITIAL_ADVERTISE_PEER_URLS, &mut self.initial_advertise_peer_urls),
+            (flag::INITIAL_CLUSTER, &mut self.initial_cluster),
+            (flag::INITIAL_CLUSTER_STATE, &mut self.initial_cluster_state),
+            (flag::INITIAL_CLUSTER_TOKEN, &mut self.initial_cluster_token),
+            (flag::HEARTBEAT_INTERVAL, &mut self.heartbeat_interval),
+            (flag::ELECTION_TIMEOUT, &mut self.election_timeout),
+            (flag::SNAPSHOT_COUNT, &mut self.snapshot_count),
+            (flag::LOG_LEVEL, &mut self.log_level),
+            (flag::LOG_FORMAT, &mut self.log_format),
+            (flag::MAX_REQUEST_BYTES, &mut self.max_request_bytes),
+            (flag::MAX_TXN_OPS, &mut self.max_txn_ops),
+            (flag::WORKER_THREADS, &mut self.holdfast_worker_threads),
+        ]
+    }
+}
+
+/// The environment variable that is the twin of `flag`.
+pub(super) fn variable(flag: &str) -> String {
+    let upper = flag.to_ascii_uppercase().replace('-', "_");
+    if flag.starts_with("holdfast-") { upper } else { format!("ETCD_{upper}") }
+}
+
+/// A refusal of the command line by clap, on one line. Not for its help and version texts.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let told: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let told = told.join(" ");
+    let told = told.strip_prefix("error: ").unwrap_or(&told);
+    format!("{told}; see --help for what is accepted")
+}

@@ -1,0 +1,275 @@
+//! The bytes of entries and of stored values.
+//!
+//! Each begins with a format byte; the rest is bincode with variable-length integers. Whoever keeps
+//! or sends them puts a checksum around them. Decoding refuses what it does not understand with a
+//! [`Fault`], never with a panic.
+
+use std::cell::Cell;
+
+use bincode::config::{Configuration, Limit};
+use bincode::enc::write::SizeWriter;
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::lease::Lease;
+use super::state::{Meta, PublishedMember};
+use super::{Entry, Fault, Record, Txn, schema};
+use crate::types::{LeaseId, Revision, Timestamp};
+
+/// The format this code writes, and the only one so far.
+const FORMAT: u8 = 1;
+
+/// No entry and no stored value may be larger. It is also the most that a corrupt length can make
+/// decoding allocate before it fails.
+pub const LARGEST_VALUE_BYTES: usize = 64 * 1024 * 1024;
+
+/// How deep transactions may nest in an entry; the outermost is at depth 1. Requests that arrive as
+/// protobuf or JSON cannot nest deeper than 50.
+pub const DEEPEST_TXN: usize = 64;
+
+fn config()
+-> Configuration<bincode::config::LittleEndian, bincode::config::Varint, Limit<LARGEST_VALUE_BYTES>>
+{
+    bincode::config::standard().with_limit()
+}
+
+impl Entry {
+    /// The entry as it travels and as the log keeps it, in a buffer of exactly its size.
+    pub fn encode(&self) -> Bytes {
+        let mut size = SizeWriter::default();
+        bincode::serde::encode_into_writer(self, &mut size, config())
+            .expect("counting never fails");
+        encode(self, size.bytes_written).into()
+    }
+
+    /// The inverse of [`Entry::encode`]. The result shares no memory with `bytes`. `index` is the
+    /// entry's place in the log, for the fault.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Undecodable`] for anything that `encode` does not produce, and for transactions
+    /// nested deeper than [`DEEPEST_TXN`].
+    pub fn decode(index: u64, bytes: &[u8]) -> Result<Entry, Fault> {
+        decode(bytes).map_err(|reason| Fault::Undecodable { index, reason })
+    }
+}
+
+thread_local! {
+    static TXN_DEPTH: Cell<usize> = const { Cell::new(1) };
+}
+
+/// Decodes a transaction inside a transaction. Each level of nesting takes a few bytes of input and
+/// a good deal of stack, so hostile bytes could overflow it: hence the limit.
+pub(super) fn nested_txn<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Txn, D::Error> {
+    struct Level;
+    impl Drop for Level {
+        fn drop(&mut self) {
+            TXN_DEPTH.set(TXN_DEPTH.get() - 1);
+        }
+    }
+    if TXN_DEPTH.get() >= DEEPEST_TXN {
+        return Err(D::Error::custom("transactions are nested too deep"));
+    }
+    TXN_DEPTH.set(TXN_DEPTH.get() + 1);
+    let _level = Level;
+    Txn::deserialize(deserializer)
+}
+
+/// A record without its modification revision, which is in its key.
+#[derive(Serialize, Deserialize)]
+struct StoredRecord<'a> {
+    #[serde(borrow, with = "serde_bytes")]
+    key: &'a [u8],
+    #[serde(borrow, with = "serde_bytes")]
+    value: &'a [u8],
+    create_revision: i64,
+    version: i64,
+    lease: LeaseId,
+}
+
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
+    let stored = StoredRecord {
+        key: &record.key,
+        value: &record.value,
+        create_revision: record.create_revision,
+        version: record.version,
+        lease: record.lease,
+    };
+    // Two lengths and three numbers, at most nine bytes each.
+    encode(&stored, record.key.len() + record.value.len() + 45)
+}
+
+pub(super) fn decode_record(revision: Revision, bytes: &[u8]) -> Result<Record, Fault> {
+    let stored: StoredRecord<'_> = decode_borrowed(bytes)
+        .map_err(|reason| corrupt(format!("{}.{}", revision.main, revision.sub), reason))?;
+    Ok(Record {
+        key: Bytes::copy_from_slice(stored.key),
+        value: Bytes::copy_from_slice(stored.value),
+        create_revision: stored.create_revision,
+        mod_revision: revision,
+        version: stored.version,
+        lease: stored.lease,
+    })
+}
+
+/// A lease without its keys.
+#[derive(Serialize, Deserialize)]
+struct StoredLease {
+    ttl_seconds: i64,
+    deadline: Timestamp,
+    renewed_at_index: u64,
+}
+
+pub(super) fn encode_lease(lease: &Lease) -> Vec<u8> {
+    let &Lease { ttl_seconds, deadline, renewed_at_index, keys: _ } = lease;
+    encode(&StoredLease { ttl_seconds, deadline, renewed_at_index }, 27)
+}
+
+pub(super) fn decode_lease(key: &[u8], bytes: &[u8]) -> Result<(LeaseId, Lease), Fault> {
+    let id = schema::lease_id(key).ok_or_else(|| bad_key("lease", key))?;
+    let stored: StoredLease =
+        decode(bytes).map_err(|reason| corrupt(format!("lease {id}"), reason))?;
+    let StoredLease { ttl_seconds, deadline, renewed_at_index } = stored;
+    Ok((id, Lease { ttl_seconds, deadline, renewed_at_index, keys: Default::default() }))
+}
+
+pub(super) fn encode_meta(meta: &Meta) -> Vec<u8> {
+    encode(meta, 27)
+}
+
+pub(super) fn decode_meta(bytes: &[u8]) -> Result<Meta, Fault> {
+    decode(bytes).map_err(|reason| corrupt("meta".into(), reason))
+}
+
+pub(super) fn encode_member(member: &PublishedMember) -> Vec<u8> {
+    encode(member, 64)
+}
+
+pub(super) fn decode_member(bytes: &[u8]) -> Result<PublishedMember, Fault> {
+    decode(bytes).map_err(|reason| corrupt("published member".into(), reason))
+}
+
+pub(super) fn corrupt(what: String, reason: impl ToString) -> Fault {
+    Fault::Corrupt { what, reason: reason.to_string() }
+}
+
+pub(super) fn bad_key(kind: &str, key: &[u8]) -> Fault {
+    corrupt(format!("{kind} at {}", key.escape_ascii()), "the key has the wrong length")
+}
+
+fn encode(value: &impl Serialize, expected_bytes: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + expected_bytes);
+    bytes.push(FORMAT);
+    bincode::serde::encode_into_std_write(value, &mut bytes, config())
+        .expect("memory takes all bytes, and the types are plain");
+    bytes
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    decode_borrowed(bytes)
+}
+
+fn decode_borrowed<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, String> {
+    let body = match bytes.split_first() {
+        Some((&FORMAT, body)) => body,
+        Some((format, _)) => return Err(format!("unknown format {format}")),
+        None => return Err("no bytes".into()),
+    };
+    let (value, used) = bincode::serde::borrow_decode_from_slice(body, config())
+        .map_err(|error| error.to_string())?;
+    if used == body.len() {
+        Ok(value)
+    } else {
+        Err(format!("{} bytes too many", body.len() - used))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::{Random, random_entry};
+    use crate::machine::{Command, Origin, TxnOp};
+
+    #[test]
+    fn an_entry_survives_its_bytes() {
+        let mut random = Random::new(1);
+        for _ in 0..2000 {
+            let entry = random_entry(&mut random);
+            let bytes = entry.encode();
+            assert_eq!(Entry::decode(1, &bytes).unwrap(), entry);
+        }
+    }
+
+    #[test]
+    fn damaged_entries_are_refused_without_a_panic() {
+        let mut random = Random::new(2);
+        for _ in 0..20_000 {
+            let mut bytes = random_entry(&mut random).encode().to_vec();
+            for _ in 0..=random.below(4) {
+                let at = random.below(bytes.len() as u64) as usize;
+                bytes[at] = random.next() as u8;
+            }
+            bytes.truncate(random.below(bytes.len() as u64 + 1) as usize);
+            let _ = Entry::decode(1, &bytes);
+            let _ = decode_record(Revision::new(2, 0), &bytes);
+            let _ = decode_lease(&schema::lease_key(LeaseId(1)), &bytes);
+            let _ = decode_meta(&bytes);
+            let _ = decode_member(&bytes);
+        }
+        for _ in 0..50_000 {
+            let length = random.below(64) as usize;
+            let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+            bytes.insert(0, FORMAT);
+            let _ = Entry::decode(1, &bytes);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_left_over_are_refused() {
+        let entry = Entry { at: Timestamp(5), origin: Origin::default(), command: Command::Tick };
+        let mut bytes = entry.encode().to_vec();
+        bytes.push(0);
+        assert!(matches!(Entry::decode(9, &bytes), Err(Fault::Undecodable { index: 9, .. })));
+        assert!(Entry::decode(9, &[]).is_err());
+    }
+
+    #[test]
+    fn transactions_nested_too_deep_are_refused() {
+        let nested = |depth: usize| {
+            let empty = || Txn { compares: vec![], success: vec![], failure: vec![] };
+            let mut txn = empty();
+            for _ in 1..depth {
+                txn = Txn { success: vec![TxnOp::Txn(txn)], ..empty() };
+            }
+            let entry =
+                Entry { at: Timestamp(0), origin: Origin::default(), command: Command::Txn(txn) };
+            entry.encode()
+        };
+        Entry::decode(1, &nested(DEEPEST_TXN)).unwrap();
+        Entry::decode(1, &nested(DEEPEST_TXN + 1)).unwrap_err();
+        // The failure leaves nothing behind for the next entry.
+        Entry::decode(1, &nested(DEEPEST_TXN)).unwrap();
+
+        let mut hostile = nested(2).to_vec();
+        let level = hostile.len();
+        hostile.truncate(level - 3);
+        let step = hostile[hostile.len() - 3..].to_vec();
+        for _ in 0..100_000 {
+            hostile.extend_from_slice(&step);
+        }
+        Entry::decode(1, &hostile).unwrap_err();
+    }
+
+    #[test]
+    fn the_buffer_of_an_entry_has_its_size() {
+        let mut random = Random::new(3);
+        for _ in 0..100 {
+            let entry = random_entry(&mut random);
+            let mut size = SizeWriter::default();
+            bincode::serde::encode_into_writer(&entry, &mut size, config()).unwrap();
+            let vec = encode(&entry, size.bytes_written);
+            assert_eq!(vec.len(), vec.capacity());
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The replicated state machine: the same entries in the same order give the same state and the
+//! same answers on every member.
+//!
+//! It is a function. It has no clock, no randomness, no I/O; an entry brings its time along, and
+//! what is to be stored leaves in a batch. [`Machine::apply`] is called by one thread;
+//! any number of others read through a [`Store`] meanwhile.
+//!
+//! ```text
+//! Entry ──> Machine::apply ──> Outcome   the answer, the events, the effects
+//!                │    └──────> Batch     for the engine
+//!                └───────────> Store     for readers: a published revision
+//! ```
+
+mod command;
+mod outcome;
+
+mod apply;
+mod codec;
+mod lease;
+mod mvcc;
+mod queue;
+pub mod schema;
+mod snapshot;
+mod state;
+mod txn;
+
+#[cfg(test)]
+mod tests;
+
+pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
+pub use command::*;
+pub use lease::{Lease, LeaseTable};
+pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, Store, View};
+pub use outcome::*;
+pub use snapshot::{Image, Pair};
+pub use state::{Machine, Position, PublishedMember};

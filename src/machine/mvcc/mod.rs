@@ -1,0 +1,140 @@
+//! The history of all keys, by key and by revision.
+//!
+//! One thread writes: it inserts the records of an entry, then publishes the entry's revision once.
+//! Any number of threads read at a published revision; they take no lock, never wait for the writer
+//! and never make it wait. Records are immutable.
+//!
+//! Compaction has two halves. The logical one moves `compacted` and takes effect at once. The
+//! physical one ([`Scrubber`]) removes records that no reader at or above `compacted` can see. A
+//! reader below may thus miss keys, so every read looks at `compacted` again when it is done and
+//! starts over if it was overtaken.
+
+mod compaction;
+mod hash;
+mod index;
+mod journal;
+mod range;
+mod view;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use super::{Record, Rejection};
+use crate::types::Revision;
+
+pub use hash::HashKv;
+pub use view::{Changes, Store, View};
+
+pub(super) use compaction::Scrubber;
+pub(super) use hash::Hasher;
+pub(super) use range::Snapshot;
+pub(super) use writer::Writer;
+
+use index::Index;
+use journal::Journal;
+
+/// What [`History::compacted`] says before the first compaction.
+pub const NEVER_COMPACTED: i64 = -1;
+
+pub(super) struct History {
+    index: Index,
+    journal: Journal,
+    published: AtomicI64,
+    compacted: AtomicI64,
+    /// How many readers need every record that is there to stay.
+    holders: AtomicUsize,
+}
+
+impl History {
+    /// No records yet; `load` adds what was stored.
+    pub fn new(revision: i64, compacted: i64) -> History {
+        History {
+            index: Index::default(),
+            journal: Journal::default(),
+            published: AtomicI64::new(revision),
+            compacted: AtomicI64::new(compacted),
+            holders: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds a record. Readers see it once its revision is published.
+    pub fn insert(&self, record: Arc<Record>) {
+        self.index.insert(record.clone());
+        self.journal.insert(record);
+    }
+
+    /// The revision that readers may read at.
+    pub fn published(&self) -> i64 {
+        self.published.load(Ordering::SeqCst)
+    }
+
+    fn publish(&self, revision: i64) {
+        self.published.store(revision, Ordering::SeqCst);
+    }
+
+    /// The oldest readable revision; [`NEVER_COMPACTED`] when everything is.
+    pub fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::SeqCst)
+    }
+
+    /// Forgets what was before `revision`, logically and at once.
+    ///
+    /// # Errors
+    ///
+    /// A revision that is compacted already (also a negative one, and zero the second time), or that
+    /// is still to come.
+    pub fn compact(&self, revision: i64) -> Result<(), Rejection> {
+        let (current, oldest) = (self.published(), self.compacted());
+        if revision <= oldest {
+            return Err(Rejection::Compacted { requested: revision, oldest });
+        }
+        if revision > current {
+            return Err(Rejection::FutureRevision { requested: revision, current });
+        }
+        self.compacted.store(revision, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The state at the published revision, for the writer's thread.
+    pub fn current(&self) -> Snapshot<'_> {
+        Snapshot::new(self, self.published())
+    }
+
+    /// All records whose revision is in `from..=to`, oldest first, those included that a compaction
+    /// at `to` or before has made unreadable and that are not removed yet.
+    pub fn records(&self, from: Revision, to: Revision) -> impl Iterator<Item = Arc<Record>> {
+        self.journal.records(from, to)
+    }
+
+    /// Whether `record` still counts after a compaction at `compacted`: it came later, or it is what
+    /// its key was at that revision. Of the tombstones only those of exactly that revision do.
+    pub fn survives(&self, record: &Record, compacted: i64) -> bool {
+        let main = record.mod_revision.main;
+        main > compacted
+            || (main == compacted || !record.is_tombstone())
+                && self
+                    .index
+                    .newest(&record.key, Revision::last_of(compacted))
+                    .is_none_or(|newest| newest.mod_revision == record.mod_revision)
+    }
+
+    /// Keeps every record that is there now until the hold is dropped.
+    pub fn hold(self: &Arc<History>) -> Hold {
+        self.holders.fetch_add(1, Ordering::SeqCst);
+        Hold(self.clone())
+    }
+
+    fn is_held(&self) -> bool {
+        self.holders.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// While one exists, nothing is removed physically.
+pub(super) struct Hold(Arc<History>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holders.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,105 @@
+//! The changes of one entry to the key history.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{History, Snapshot};
+use crate::machine::{Event, Record, codec, schema};
+use crate::storage::Batch;
+use crate::types::{LeaseId, Revision};
+
+/// Collects changes under one main revision, which readers see when [`Writer::publish`] is called.
+/// The entry itself sees them at once, through [`Writer::snapshot`].
+pub struct Writer<'a> {
+    history: &'a History,
+    batch: &'a mut Batch,
+    before: i64,
+    events: Vec<Event>,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(history: &'a History, batch: &'a mut Batch) -> Writer<'a> {
+        Writer { before: history.published(), history, batch, events: Vec::new() }
+    }
+
+    pub fn batch(&mut self) -> &mut Batch {
+        self.batch
+    }
+
+    /// The store's revision as the entry sees it: grown by one from its first change on.
+    pub fn revision(&self) -> i64 {
+        self.before + i64::from(!self.events.is_empty())
+    }
+
+    /// The state with the changes made so far.
+    pub fn snapshot(&self) -> Snapshot<'a> {
+        Snapshot::new(self.history, self.revision())
+    }
+
+    /// Puts a pair. `prev` is the pair that is there now.
+    pub fn put(
+        &mut self,
+        key: &Bytes,
+        value: Bytes,
+        lease: LeaseId,
+        prev: Option<Arc<Record>>,
+    ) -> Arc<Record> {
+        let mod_revision = self.next_revision();
+        let record = match &prev {
+            // All records of a key share the buffer of its name.
+            Some(prev) => Record {
+                key: prev.key.clone(),
+                create_revision: prev.create_revision,
+                version: prev.version + 1,
+                value,
+                mod_revision,
+                lease,
+            },
+            None => Record {
+                key: key.clone(),
+                create_revision: mod_revision.main,
+                version: 1,
+                value,
+                mod_revision,
+                lease,
+            },
+        };
+        self.add(record, prev)
+    }
+
+    /// Deletes a pair that is there.
+    pub fn delete(&mut self, prev: Arc<Record>) {
+        let tombstone = Record {
+            key: prev.key.clone(),
+            value: Bytes::new(),
+            create_revision: 0,
+            mod_revision: self.next_revision(),
+            version: 0,
+            lease: LeaseId::NONE,
+        };
+        self.add(tombstone, Some(prev));
+    }
+
+    /// Makes the changes visible to readers, all at once. Returns the store's revision.
+    pub fn publish(self) -> (i64, Vec<Event>) {
+        let revision = self.revision();
+        if revision != self.before {
+            self.history.publish(revision);
+        }
+        (revision, self.events)
+    }
+
+    fn next_revision(&self) -> Revision {
+        let sub = u32::try_from(self.events.len()).expect("an entry changes fewer than 2^32 keys");
+        Revision::new(self.before + 1, sub)
+    }
+
+    fn add(&mut self, record: Record, prev: Option<Arc<Record>>) -> Arc<Record> {
+        let record = Arc::new(record);
+        self.batch.put(schema::record_key(record.mod_revision), codec::encode_record(&record));
+        self.history.insert(record.clone());
+        self.events.push(Event { record: record.clone(), prev });
+        record
+    }
+}

@@ -1,0 +1,86 @@
+//! Where each part of the state lies in the engine's key space.
+//!
+//! ```text
+//! 'a' ...               the raft layer's: applied log id and membership. The machine never touches it
+//! 'l' lease id (8)      a lease, without its keys: those follow from the records
+//! 'm'                   revision, compacted revision, cluster time
+//! 'p' member id (8)     how clients reach a member
+//! 'r' revision (12)     one record of the key history
+//! ```
+//!
+//! Numbers are big-endian, so that keys order as the numbers do (lease ids as unsigned ones).
+//! The values are the codec's.
+
+use crate::types::{LeaseId, MemberId, Revision};
+
+/// Free for the raft layer.
+pub const RAFT_PREFIX: u8 = b'a';
+pub const LEASE_PREFIX: u8 = b'l';
+pub const META_KEY: [u8; 1] = *b"m";
+pub const MEMBER_PREFIX: u8 = b'p';
+pub const RECORD_PREFIX: u8 = b'r';
+
+pub fn record_key(revision: Revision) -> [u8; 13] {
+    let mut key = [RECORD_PREFIX; 13];
+    key[1..].copy_from_slice(&revision.to_bytes());
+    key
+}
+
+/// The inverse of [`record_key`].
+pub fn record_revision(key: &[u8]) -> Option<Revision> {
+    Revision::from_bytes(key.strip_prefix(&[RECORD_PREFIX])?)
+}
+
+pub fn lease_key(id: LeaseId) -> [u8; 9] {
+    numbered(LEASE_PREFIX, id.0 as u64)
+}
+
+/// The inverse of [`lease_key`].
+pub fn lease_id(key: &[u8]) -> Option<LeaseId> {
+    Some(LeaseId(number(LEASE_PREFIX, key)? as i64))
+}
+
+pub fn member_key(id: MemberId) -> [u8; 9] {
+    numbered(MEMBER_PREFIX, id.0)
+}
+
+/// The inverse of [`member_key`].
+pub fn member_id(key: &[u8]) -> Option<MemberId> {
+    Some(MemberId(number(MEMBER_PREFIX, key)?))
+}
+
+fn numbered(prefix: u8, number: u64) -> [u8; 9] {
+    let mut key = [prefix; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn number(prefix: u8, key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.strip_prefix(&[prefix])?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_records_order_as_their_revisions_do() {
+        let revisions = [(1, 0), (1, 1), (2, 0), (255, u32::MAX), (256, 0), (i64::MAX, 3)];
+        let keys: Vec<_> =
+            revisions.iter().map(|&(main, sub)| record_key(Revision::new(main, sub))).collect();
+        assert!(keys.is_sorted());
+        for (key, (main, sub)) in keys.iter().zip(revisions) {
+            assert_eq!(record_revision(key), Some(Revision::new(main, sub)));
+        }
+    }
+
+    #[test]
+    fn a_key_of_another_shape_names_nothing() {
+        assert_eq!(lease_id(&lease_key(LeaseId(-5))), Some(LeaseId(-5)));
+        assert_eq!(member_id(&member_key(MemberId(u64::MAX))), Some(MemberId(u64::MAX)));
+        assert_eq!(lease_id(&member_key(MemberId(1))), None);
+        assert_eq!(lease_id(b"l123"), None);
+        assert_eq!(record_revision(b"r"), None);
+        assert_eq!(record_revision(b""), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! The machine's state: where it comes from after a restart, and what others may see of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::mvcc::{Hasher, History, NEVER_COMPACTED, Scrubber};
+use super::queue::Queues;
+use super::{Fault, Image, LeaseTable, Record, Store, codec, schema};
+use crate::storage::{Batch, Engine};
+use crate::types::{KeyRange, MemberId, Timestamp};
+
+/// Where an entry stands in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub term: u64,
+    pub index: u64,
+}
+
+/// The replicated state machine.
+pub struct Machine {
+    pub(super) history: Arc<History>,
+    /// What readers hold: always `history`.
+    store: Store,
+    pub(super) leases: LeaseTable,
+    pub(super) queues: Queues,
+    pub(super) members: BTreeMap<MemberId, PublishedMember>,
+    /// Of the newest entry.
+    pub(super) now: Timestamp,
+    scrubber: Scrubber,
+    /// As the engine has it, or will once it has taken the batches so far.
+    stored_meta: Option<Meta>,
+}
+
+/// How clients reach a member, as it said itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedMember {
+    pub name: String,
+    pub client_urls: Vec<String>,
+}
+
+/// The few numbers that change with nearly every entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub revision: i64,
+    pub compacted: i64,
+    pub now: Timestamp,
+}
+
+impl Machine {
+    /// The state before the first entry: revision 1, and nothing in it.
+    pub fn new() -> Machine {
+        Machine::empty(Meta { revision: 1, compacted: NEVER_COMPACTED, now: Timestamp(0) }, None)
+    }
+
+    /// The state that an engine has taken. Loads a fresh state from an engine that has none.
+    ///
+    /// # Errors
+    ///
+    /// Pairs that cannot be read or that contradict each other, and the engine's own errors.
+    pub fn load(engine: &dyn Engine) -> Result<Machine, Fault> {
+        let Some(meta) = engine.get(&schema::META_KEY)? else {
+            return Machine::load_fresh(engine);
+        };
+        let meta = codec::decode_meta(&meta)?;
+        let mut machine = Machine::empty(meta, Some(meta));
+        scan(engine, schema::LEASE_PREFIX, |key, value| {
+            let (id, lease) = codec::decode_lease(key, value)?;
+            machine.leases.insert(id, lease);
+            Ok(())
+        })?;
+        scan(engine, schema::MEMBER_PREFIX, |key, value| {
+            let id = schema::member_id(key).ok_or_else(|| codec::bad_key("member", key))?;
+            machine.members.insert(id, codec::decode_member(value)?);
+            Ok(())
+        })?;
+        scan(engine, schema::RECORD_PREFIX, |key, value| {
+            let revision =
+                schema::record_revision(key).ok_or_else(|| codec::bad_key("record", key))?;
+            if revision.main > meta.revision {
+                let reason = format!("the store is at revision {}", meta.revision);
+                return Err(codec::corrupt(format!("{}.{}", revision.main, revision.sub), reason));
+            }
+            machine.history.insert(Arc::new(codec::decode_record(revision, value)?));
+            Ok(())
+        })?;
+        machine.derive_tables()?;
+        Ok(machine)
+    }
+
+    fn load_fresh(engine: &dyn Engine) -> Result<Machine, Fault> {
+        for prefix in [schema::LEASE_PREFIX, schema::MEMBER_PREFIX, schema::RECORD_PREFIX] {
+            scan(engine, prefix, |key, _| {
+                let what = format!("pair at {}", key.escape_ascii());
+                Err(codec::corrupt(what, "the store has no revision"))
+            })?;
+        }
+        Ok(Machine::new())
+    }
+
+    fn empty(meta: Meta, stored_meta: Option<Meta>) -> Machine {
+        let history = Arc::new(History::new(meta.revision, meta.compacted));
+        Machine {
+            store: Store::new(history.clone()),
+            history,
+            leases: LeaseTable::default(),
+            queues: Queues::default(),
+            members: BTreeMap::new(),
+            now: meta.now,
+            scrubber: Scrubber::new(),
+            stored_meta,
+        }
+    }
+
+    /// Finds attachments and queues in the live pairs.
+    fn derive_tables(&mut self) -> Result<(), Fault> {
+        let Machine { history, leases, queues, .. } = self;
+        let mut orphan = None;
+        history.current().scan(&KeyRange::From(Default::default()), |record| {
+            queues.add(&record.key, record.create_revision);
+            if !record.lease.is_none() && !leases.attach(record.lease, record.key.clone()) {
+                orphan = Some(record.clone());
+            }
+            orphan.is_none()
+        });
+        match orphan {
+            Some(record) => Err(codec::corrupt(
+                format!("key {}", record.key.escape_ascii()),
+                format!("its lease {} is missing", record.lease),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A handle for readers on other threads.
+    pub fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Goes on as `other`, whose state was loaded from a snapshot. Handles on this machine's store
+    /// see the new state from now on.
+    pub fn replace(&mut self, other: Machine) {
+        let store = self.store.clone();
+        store.replace(other.history.clone());
+        *self = Machine { store, ..other };
+    }
+
+    pub fn leases(&self) -> &LeaseTable {
+        &self.leases
+    }
+
+    /// Cluster time: that of the newest entry.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The first key of the queue `name`: the lock's holder, the election's leader.
+    pub fn queue_head(&self, name: &[u8]) -> Option<Arc<Record>> {
+        let (_, key) = self.queues.first(name)?;
+        self.history.current().get(key)
+    }
+
+    pub fn published_members(&self) -> &BTreeMap<MemberId, PublishedMember> {
+        &self.members
+    }
+
+    /// The whole state as pairs for another engine. Physical removal waits while the image exists.
+    pub fn image(&self) -> Image {
+        Image::new(&self.history, self.tables())
+    }
+
+    /// Removes part of what compaction left behind, looking at about `budget` records; the engine's
+    /// part goes into `batch`. No reader can tell. Returns whether more remains; while an image
+    /// exists nothing is removed, so a caller that repeats this should pause in between.
+    pub fn scrub(&mut self, budget: usize, batch: &mut Batch) -> bool {
+        self.scrubber.run(&self.history, budget, batch)
+    }
+
+    /// A hash of the complete logical state. Members that have applied the same entries agree on
+    /// it, whenever they restarted and however far they have scrubbed.
+    pub fn hash(&self) -> u64 {
+        let mut hasher = Hasher::new();
+        let meta = self.meta();
+        hasher.number(meta.revision as u64);
+        hasher.number(meta.compacted as u64);
+        hasher.number(meta.now.0);
+        for (id, lease) in self.leases.iter() {
+            hasher.number(id.0 as u64);
+            hasher.number(lease.ttl_seconds as u64);
+            hasher.number(lease.deadline.0);
+            hasher.number(lease.renewed_at_index);
+            hasher.number(lease.keys.len() as u64);
+            lease.keys.iter().for_each(|key| hasher.bytes(key));
+        }
+        for (id, member) in &self.members {
+            hasher.number(id.0);
+            hasher.bytes(member.name.as_bytes());
+            hasher.number(member.client_urls.len() as u64);
+            member.client_urls.iter().for_each(|url| hasher.bytes(url.as_bytes()));
+        }
+        hasher.history(&self.history, meta.revision, meta.compacted);
+        hasher.finish()
+    }
+
+    fn meta(&self) -> Meta {
+        Meta {
+            revision: self.history.published(),
+            compacted: self.history.compacted(),
+            now: self.now,
+        }
+    }
+
+    /// Adds the meta record to `batch` unless the engine has it already.
+    pub(super) fn store_meta(&mut self, batch: &mut Batch) {
+        let meta = self.meta();
+        if self.stored_meta != Some(meta) {
+            batch.put(schema::META_KEY, codec::encode_meta(&meta));
+            self.stored_meta = Some(meta);
+        }
+    }
+
+    /// Everything but the history, as an engine's pairs.
+    fn tables(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let meta = (schema::META_KEY.into(), codec::encode_meta(&self.meta()));
+        let leases = self
+            .leases
+            .iter()
+            .map(|(id, lease)| (schema::lease_key(id).into(), codec::encode_lease(lease)));
+        let members = self
+            .members
+            .iter()
+            .map(|(id, member)| (schema::member_key(*id).into(), codec::encode_member(member)));
+        std::iter::once(meta).chain(leases).chain(members).collect()
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine::new()
+    }
+}
+
+/// Calls `visit` with each pair of a prefix until it fails.
+fn scan(
+    engine: &dyn Engine,
+    prefix: u8,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut result = Ok(());
+    engine.scan(&[prefix], &mut |key, value| {
+        result = visit(key, value);
+        result.is_ok()
+    })?;
+    result
+}

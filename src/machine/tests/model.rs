@@ -1,0 +1,1 @@
+//! A slow and simple model of the machine.

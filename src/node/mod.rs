@@ -1,0 +1,310 @@
+//! One member, seen from inside: it proposes, reads, forwards to the leader, and keeps leases.
+//!
+//! Everything that is asked of the cluster goes through [`Node`]. Its parts:
+//!
+//! - [`role`]: who leads, and the clock of a leader;
+//! - [`calls`] and [`propose`]: commands on their way into the log and their outcomes back;
+//! - [`read`]: the point from which a linearizable read may be answered;
+//! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
+//! - [`lessor`]: renewals together, and the end of leases;
+//! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
+//! - [`bootstrap`]: from a data directory to a running member.
+
+pub mod bootstrap;
+mod calls;
+mod forward;
+mod identity;
+mod lessor;
+mod propose;
+mod read;
+mod role;
+mod shutdown;
+mod waiters;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+pub use bootstrap::{Faults, Member as RunningMember, StartError, World};
+pub use calls::Answer;
+pub use forward::ForwardService;
+pub use identity::Identity;
+pub use role::Role;
+pub use waiters::{Waiters, WaitingFor};
+
+use crate::clock::{Clock, Entropy};
+use crate::machine::{Command, Machine, Rejection, Reply, Store, View};
+use crate::raft::applier::SharedMachine;
+use crate::raft::links::{Links, Peer};
+use crate::raft::peer_service::RaftHandle;
+use crate::storage::StateWriter;
+use crate::types::{ClusterId, LeaseId, MemberId};
+use crate::watch::Hub;
+
+/// Why a call was not answered with its result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    #[error("no leader")]
+    NoLeader,
+    /// The server gave up waiting; a write may still happen.
+    #[error("timed out")]
+    TimedOut,
+    /// A write may or may not have happened.
+    #[error("outcome unknown")]
+    Unknown,
+    #[error("stopping")]
+    Stopping,
+    #[error("too many requests")]
+    TooManyRequests,
+}
+
+/// What every answer says of the member and the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub cluster_id: ClusterId,
+    pub member_id: MemberId,
+    pub revision: i64,
+    pub raft_term: u64,
+}
+
+/// A command that was applied and not rejected.
+#[derive(Debug)]
+pub struct Applied {
+    pub revision: i64,
+    pub reply: Reply,
+}
+
+/// What requests may ask for, and how long the server itself waits.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_request_bytes: usize,
+    /// In each list of a transaction.
+    pub max_txn_ops: usize,
+    pub min_lease_ttl_seconds: i64,
+    /// A call that the cluster has not answered by then is given up: etcd's five seconds and two
+    /// election timeouts.
+    pub call_timeout: Duration,
+    pub election_timeout: Duration,
+}
+
+/// A lease as `TimeToLive` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseInfo {
+    pub granted_ttl_seconds: i64,
+    pub remaining: Duration,
+    /// Empty unless asked for.
+    pub keys: Vec<Bytes>,
+}
+
+/// A member of the cluster as `MemberList` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub id: MemberId,
+    /// Empty until the member has started once.
+    pub name: String,
+    pub peer_urls: Vec<String>,
+    pub client_urls: Vec<String>,
+    pub is_learner: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    pub leader: Option<MemberId>,
+    pub raft_term: u64,
+    pub raft_index: u64,
+    pub applied_index: u64,
+    pub db_size_bytes: u64,
+    pub db_size_in_use_bytes: u64,
+    pub is_learner: bool,
+}
+
+/// What the applier tells the rest of the member, and what the rest reads without locking.
+pub(crate) struct Shared {
+    pub role: role::RoleTracker,
+    pub calls: calls::Calls,
+    pub hub: Hub,
+    /// The index of the newest entry applied here.
+    pub applied: watch::Sender<u64>,
+    /// Wakes the lessor: a lease may end sooner than it thought, or this member leads.
+    pub lessor: Notify,
+    pub waiters: Waiters,
+}
+
+/// This member. Used behind an `Arc`.
+pub struct Node {
+    identity: Identity,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    raft: RaftHandle,
+    links: Arc<Links>,
+    machine: SharedMachine,
+    store: Store,
+    shared: Arc<Shared>,
+    next_call: AtomicU64,
+    reader: read::Reader,
+    renewals: lessor::Renewals,
+    forwarder: forward::Forwarder,
+    /// For each member that forwards to this one, which of its streams is the newest.
+    streams: forward::Streams,
+    has_leader: watch::Receiver<bool>,
+    writer: Arc<StateWriter>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Node {
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The header of an answer given now.
+    pub fn header(&self) -> Header {
+        Header {
+            cluster_id: self.identity.cluster_id,
+            member_id: self.identity.member_id,
+            revision: self.store.revision(),
+            raft_term: self.shared.role.get().term,
+        }
+    }
+
+    /// The state applied here, at this moment.
+    pub fn view(&self) -> View {
+        self.store.view()
+    }
+
+    pub fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    pub fn hub(&self) -> &Hub {
+        &self.shared.hub
+    }
+
+    pub fn role(&self) -> Role {
+        self.shared.role.get()
+    }
+
+    pub fn watch_role(&self) -> watch::Receiver<Role> {
+        self.shared.role.subscribe()
+    }
+
+    pub fn leader(&self) -> Option<MemberId> {
+        if *self.has_leader.borrow() { self.role().leader } else { None }
+    }
+
+    /// False while this member knows no leader that a quorum follows.
+    pub fn has_leader(&self) -> watch::Receiver<bool> {
+        self.has_leader.clone()
+    }
+
+    pub fn waiters(&self) -> &Waiters {
+        &self.shared.waiters
+    }
+
+    /// Turns true when the member begins to stop: streams end, calls are refused.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn links_to(&self, member: MemberId) -> Option<Peer> {
+        let metrics = self.raft.server_metrics();
+        let membership = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics)
+            .membership_config
+            .clone();
+        let node = membership.membership().get_node(&member.0)?;
+        self.links.peer(member.0, node).ok()
+    }
+
+    /// A positive id that no lease is likely to have.
+    pub fn new_lease_id(&self) -> LeaseId {
+        LeaseId(((self.entropy.random_u64() >> 1) as i64).max(1))
+    }
+
+    pub fn members(&self) -> Vec<Member> {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.raft.server_metrics();
+        let membership = metrics.borrow_watched().membership_config.clone();
+        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+        let machine = self.machine();
+        let published = machine.published_members();
+        let mut members: BTreeMap<u64, Member> = BTreeMap::new();
+        for (id, node) in membership.nodes() {
+            let known = published.get(&MemberId(*id));
+            members.insert(
+                *id,
+                Member {
+                    id: MemberId(*id),
+                    name: known.map(|known| known.name.clone()).unwrap_or_default(),
+                    peer_urls: node.peer_urls.clone(),
+                    client_urls: known.map(|known| known.client_urls.clone()).unwrap_or_default(),
+                    is_learner: !voters.contains(id),
+                },
+            );
+        }
+        members.into_values().collect()
+    }
+
+    pub fn status(&self) -> Status {
+        use openraft::async_runtime::watch::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let me = self.identity.member_id.0;
+        let bytes = self.writer.size_bytes();
+        Status {
+            leader: self.leader(),
+            raft_term: metrics.current_term,
+            raft_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: *self.shared.applied.borrow(),
+            db_size_bytes: bytes,
+            db_size_in_use_bytes: bytes,
+            is_learner: !metrics.membership_config.voter_ids().any(|id| id == me),
+        }
+    }
+
+    /// Runs `call` for at most the server's own patience.
+    async fn patiently<T>(
+        &self,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.limits.call_timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::TimedOut),
+        }
+    }
+
+    /// Proposes `command` and returns what applying it here gave.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Rejected`] when the state machine refused it, on every member alike. After
+    /// [`Failure::TimedOut`] or [`Failure::Unknown`] it may or may not be applied; after any other
+    /// it is not.
+    pub async fn propose(&self, command: Command) -> Result<Applied, Failure> {
+        let answer = self.patiently(self.call(command)).await?;
+        Ok(Applied { revision: answer.revision, reply: answer.reply? })
+    }
+}
+
+/// Returns once `signal` is true, or will never be.
+pub async fn told(signal: &mut watch::Receiver<bool>) {
+    let _ = signal.wait_for(|told| *told).await;
+}
+
+/// A lock whose holder cannot panic half-way through a change of what it guards.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,115 @@
+//! The point from which a linearizable read may be answered.
+//!
+//! All reads that wait on this member share one question: the leader confirms once, for all of
+//! them, that it still leads. Reads that arrive while a round is under way wait for the next: an
+//! answer to a question asked before a read began proves nothing for it.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use tokio::sync::{Notify, oneshot};
+
+use super::forward::ReadPoint;
+use super::{Failure, Node, locked, told};
+
+/// Between two rounds that found no leader, unless one turns up earlier.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+type Waiting = oneshot::Sender<Result<ReadPoint, Failure>>;
+
+/// Reads that wait for the next round; bounded by the calls that make them, each of which has one
+/// deadline.
+#[derive(Default)]
+pub struct Reader {
+    waiting: Mutex<Vec<Waiting>>,
+    arrived: Notify,
+}
+
+impl Node {
+    /// Returns when everything that any member acknowledged before this call is applied here.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::TimedOut`] when no leader confirmed itself in time.
+    pub async fn read_barrier(&self) -> Result<(), Failure> {
+        self.read_point().await.map(drop)
+    }
+
+    pub(super) async fn read_point(&self) -> Result<ReadPoint, Failure> {
+        if *self.stopping.borrow() {
+            return Err(Failure::Stopping);
+        }
+        let (answer, receiver) = oneshot::channel();
+        locked(&self.reader.waiting).push(answer);
+        self.reader.arrived.notify_one();
+        self.patiently(async { receiver.await.map_err(|_| Failure::Stopping)? }).await
+    }
+
+    /// Answers the reads that wait, round by round: runs as long as the member.
+    pub(super) async fn keep_reading(self: Arc<Self>) {
+        let mut stopping = self.stopping.subscribe();
+        loop {
+            tokio::select! {
+                () = self.reader.arrived.notified() => {}
+                () = told(&mut stopping) => return,
+            }
+            let mut waiting = std::mem::take(&mut *locked(&self.reader.waiting));
+            waiting.retain(|read| !read.is_closed());
+            if waiting.is_empty() {
+                continue;
+            }
+            match self.round().await {
+                Ok(point) => {
+                    for read in waiting {
+                        // The caller may be gone by now.
+                        let _ = read.send(Ok(point));
+                    }
+                }
+                Err(_) => {
+                    // They keep their place; each gives up at its own deadline.
+                    locked(&self.reader.waiting).append(&mut waiting);
+                    let mut role = self.shared.role.subscribe();
+                    role.mark_unchanged();
+                    tokio::select! {
+                        _ = role.changed() => {}
+                        () = tokio::time::sleep(RETRY_PAUSE) => {}
+                    }
+                    self.reader.arrived.notify_one();
+                }
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<ReadPoint, Failure> {
+        let role = self.role();
+        let leader = role.leader.ok_or(Failure::NoLeader)?;
+        let point = if leader == self.identity.member_id {
+            self.confirm_leadership().await?
+        } else {
+            self.ask_read_point(leader).await?
+        };
+        self.applied_up_to(point.index).await?;
+        Ok(point)
+    }
+
+    /// Confirms with a quorum that this member leads, for reads here or on a follower.
+    pub(super) async fn confirm_leadership(&self) -> Result<ReadPoint, Failure> {
+        let role = self.role();
+        let leading = role.leading.ok_or(Failure::NoLeader)?;
+        let now = leading.now(self.clock.as_ref());
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+        let linearizer = linearizer.map_err(|_| Failure::NoLeader)?;
+        Ok(ReadPoint { index: linearizer.read_log_id().index(), now })
+    }
+
+    /// Waits until entry `index` is applied here.
+    pub(super) async fn applied_up_to(&self, index: u64) -> Result<(), Failure> {
+        if *self.shared.applied.borrow() >= index {
+            return Ok(());
+        }
+        let mut applied = self.shared.applied.subscribe();
+        applied.wait_for(|applied| *applied >= index).await.map_err(|_| Failure::Stopping)?;
+        Ok(())
+    }
+}

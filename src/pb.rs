@@ -1,0 +1,42 @@
+//! The generated protobuf types, clients and servers of `proto/`.
+//!
+//! A module per package, named like the package, so that the paths between packages resolve.
+
+// The linter's taste does not apply to code that nobody wrote.
+#![allow(clippy::all, missing_docs)]
+
+/// Keys, values and their changes.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// Users, roles and permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
+/// The services KV, Watch, Lease, Cluster, Maintenance and Auth.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// The service Lock.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+/// The service Election.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
+pub use holdfast::peer::v1 as peer;
+
+/// Member to member.
+pub mod holdfast {
+    pub mod peer {
+        pub mod v1 {
+            tonic::include_proto!("holdfast.peer.v1");
+        }
+    }
+}

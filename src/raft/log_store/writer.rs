@@ -1,0 +1,268 @@
+//! The one that writes: takes what is queued, writes it, makes it durable with one sync, and only
+//! then tells whoever waits. While it syncs, the next batch gathers; no timer decides its size.
+//!
+//! Everything goes to the end of the last segment in the order of the queue. Truncating and purging
+//! are records too: a file is never cut while the member runs, and it is removed only when a
+//! durable purge covers all that is in it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::contents::{Location, Standing, Ticket};
+use super::queue::{Operation, Shared};
+use super::record::{Checkpoint, Encoded, MAX_RECORD_BYTES, Place};
+use super::segment::{self, Segment, SegmentId};
+use crate::vfs::Vfs;
+
+/// A batch is handed to the file system in pieces of about this size.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Is told how long each sync took.
+pub type SyncObserver = Arc<dyn Fn(Duration) + Send + Sync>;
+
+pub struct Writer {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    sync_observer: Option<SyncObserver>,
+    tail: Tail,
+    standing: Standing,
+    /// Bytes that belong at `tail.end - buffer.len()`.
+    buffer: Vec<u8>,
+    placed: Vec<(u64, Ticket, Location)>,
+}
+
+/// Where the log ends.
+#[derive(Debug)]
+pub struct Tail {
+    /// Oldest first; records go to the last.
+    pub segments: VecDeque<Segment>,
+    /// Where the next record goes, counting what is still in the writer's buffer.
+    pub end: u64,
+    /// Everything before is durable.
+    pub synced: u64,
+    /// The length of the last segment's file.
+    pub capacity: u64,
+}
+
+impl Writer {
+    /// Goes on at `tail`, or begins a new log if there is none.
+    pub fn new(
+        vfs: Arc<dyn Vfs>,
+        dir: PathBuf,
+        segment_bytes: u64,
+        sync_observer: Option<SyncObserver>,
+        tail: Option<Tail>,
+        standing: Standing,
+    ) -> io::Result<Writer> {
+        let new = tail.is_none();
+        let tail =
+            tail.unwrap_or(Tail { segments: VecDeque::new(), end: 0, synced: 0, capacity: 0 });
+        let (buffer, placed) = (Vec::new(), Vec::new());
+        let mut writer =
+            Writer { vfs, dir, segment_bytes, sync_observer, tail, standing, buffer, placed };
+        if new {
+            writer.add_segment(0)?;
+        }
+        Ok(writer)
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.tail.segments.iter()
+    }
+
+    /// Does `operations` durably and completes them in order. An error stops the log; then this and
+    /// every later call completes with it.
+    pub fn run(&mut self, operations: Vec<Operation>, shared: &Shared) {
+        let result = match shared.fault() {
+            Some(fault) => Err(io::Error::new(fault.kind(), fault)),
+            None => self.write_batch(&operations, shared),
+        };
+        if let Err(error) = &result {
+            shared.fail(error);
+        }
+        let permits = operations.iter().map(Operation::permits).sum();
+        let purged = operations.iter().any(|operation| matches!(operation, Operation::Purge(_)));
+        for operation in operations {
+            operation.complete(match &result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            });
+        }
+        if result.is_err() {
+            return;
+        }
+        shared.written(self.placed.drain(..), permits);
+        if purged && let Err(error) = self.remove_purged(shared) {
+            shared.fail(&error);
+        }
+    }
+
+    /// Makes all that was written so far recognizable as durable. What follows a sync does so for
+    /// what went before it, so this is for the beginning and the end.
+    pub fn seal(&mut self) -> io::Result<()> {
+        // Durable first: the seal's `synced` is what says so.
+        self.sync()?;
+        let place = self.make_room(&Encoded::seal(), None)?;
+        self.put(place, &Encoded::seal());
+        self.sync()
+    }
+
+    fn write_batch(&mut self, operations: &[Operation], shared: &Shared) -> io::Result<()> {
+        self.placed.clear();
+        for operation in operations {
+            match operation {
+                Operation::Append { entries, first_ticket, .. } => {
+                    for (entry, ticket) in entries.iter().zip(*first_ticket..) {
+                        let record = Encoded::entry(entry)?;
+                        let place = self.append(&record, shared)?;
+                        let index = entry.log_id.index;
+                        let location = Location {
+                            segment: place.segment,
+                            offset: place.offset,
+                            length: record.len() as u32,
+                        };
+                        self.placed.push((index, ticket, location));
+                        let segment = self.last_segment();
+                        segment.max_index = segment.max_index.max(Some(index));
+                        self.standing.append(entry.log_id)?;
+                    }
+                }
+                Operation::Vote(vote, _) => {
+                    self.append(&Encoded::vote(vote)?, shared)?;
+                    self.standing.vote = Some(*vote);
+                }
+                Operation::Committed(committed) => {
+                    self.append(&Encoded::committed(committed)?, shared)?;
+                    self.standing.committed = *committed;
+                }
+                Operation::Truncate(after) => {
+                    self.append(&Encoded::truncate(after)?, shared)?;
+                    self.standing.truncate_after(*after);
+                }
+                Operation::Purge(upto) => {
+                    self.append(&Encoded::purge(upto)?, shared)?;
+                    self.standing.purge(*upto);
+                }
+            }
+        }
+        self.sync()
+    }
+
+    fn append(&mut self, record: &Encoded<'_>, shared: &Shared) -> io::Result<Place> {
+        let place = self.make_room(record, Some(shared))?;
+        self.put(place, record);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.flush()?;
+        }
+        Ok(place)
+    }
+
+    /// Where `record` goes: to the end of the last segment, or into a new one if it does not fit.
+    fn make_room(&mut self, record: &Encoded<'_>, shared: Option<&Shared>) -> io::Result<Place> {
+        let length = record.len();
+        if length > MAX_RECORD_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a log record of {length} bytes is over the bound of {MAX_RECORD_BYTES}"),
+            ));
+        }
+        if self.tail.end + length as u64 > self.tail.capacity {
+            // Only the last segment may have anything that is not durable.
+            self.sync()?;
+            self.add_segment(length)?;
+            if let Some(shared) = shared {
+                let segment = self.last_segment();
+                shared.add_file(segment.id.sequence, segment.file.clone());
+            }
+        }
+        Ok(self.next_place())
+    }
+
+    fn put(&mut self, place: Place, record: &Encoded<'_>) {
+        record.write(place, self.tail.synced as u32, &mut self.buffer);
+        self.tail.end += record.len() as u64;
+    }
+
+    fn next_place(&mut self) -> Place {
+        let offset = u32::try_from(self.tail.end)
+            .expect("a segment is as long as the options or one record bid, both far below 4 GiB");
+        Place { segment: self.last_segment().id.sequence, offset }
+    }
+
+    /// Begins a segment with room for a record of `length` bytes. It is durable on return: no record
+    /// is acknowledged in a file that a power cut might lose.
+    fn add_segment(&mut self, length: usize) -> io::Result<()> {
+        let sequence = self.tail.segments.back().map_or(1, |last| last.id.sequence + 1);
+        let id = SegmentId { sequence, first_index: self.standing.next_index().unwrap_or(0) };
+        let checkpoint =
+            Checkpoint { standing: self.standing.clone(), previous_end: self.tail.end };
+        let checkpoint = Encoded::checkpoint(&checkpoint)?;
+        let needed = (segment::HEADER_BYTES + checkpoint.len() + length) as u64;
+        let capacity = self.segment_bytes.max(needed);
+        let segment = Segment::create(self.vfs.as_ref(), &self.dir, id, capacity)?;
+        self.tail.segments.push_back(segment);
+        self.tail.end = segment::HEADER_BYTES as u64;
+        self.tail.synced = 0;
+        self.tail.capacity = capacity;
+        let place = self.next_place();
+        self.put(place, &checkpoint);
+        self.sync()?;
+        self.vfs.sync_dir(&self.dir)
+    }
+
+    /// Hands the buffer to the file system.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let offset = self.tail.end - self.buffer.len() as u64;
+        let buffer = std::mem::take(&mut self.buffer);
+        self.last_segment().file.write_at(offset, &buffer)?;
+        self.buffer = buffer;
+        self.buffer.clear();
+        // A single huge record must not keep its memory.
+        self.buffer.shrink_to(2 * WRITE_BYTES);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if self.tail.synced == self.tail.end {
+            return Ok(());
+        }
+        // Nobody asks for the time in a simulation, so none is read.
+        let started = self.sync_observer.as_ref().map(|_| Instant::now());
+        self.last_segment().file.sync()?;
+        if let (Some(observer), Some(started)) = (&self.sync_observer, started) {
+            observer(started.elapsed());
+        }
+        self.tail.synced = self.tail.end;
+        Ok(())
+    }
+
+    /// Removes the oldest segments as far as a durable purge covers them.
+    pub fn remove_purged(&mut self, shared: &Shared) -> io::Result<()> {
+        let Some(purged) = self.standing.purged else { return Ok(()) };
+        while self.tail.segments.len() > 1 {
+            let oldest = &self.tail.segments[0];
+            if oldest.max_index.is_some_and(|index| index > purged.index) {
+                break;
+            }
+            self.vfs.remove_file(&oldest.path)?;
+            // One by one, oldest first: a power cut must not bring an older segment back without
+            // its successor.
+            self.vfs.sync_dir(&self.dir)?;
+            shared.remove_file(oldest.id.sequence);
+            self.tail.segments.pop_front();
+        }
+        Ok(())
+    }
+
+    fn last_segment(&mut self) -> &mut Segment {
+        self.tail.segments.back_mut().expect("a segment is created before the writer is handed out")
+    }
+}

@@ -1,0 +1,15 @@
+//! Where openraft meets our log, our machine and our network.
+//!
+//! - [`types`]: what openraft is instantiated with;
+//! - [`log_store`]: the durable log;
+//! - [`applier`] and [`snapshot`]: the state machine, and a whole state on its way to another member;
+//! - [`links`], [`frame`], [`network`], [`peer_service`]: how members talk.
+
+pub mod applier;
+pub mod frame;
+pub mod links;
+pub mod log_store;
+pub mod network;
+pub mod peer_service;
+pub mod snapshot;
+pub mod types;

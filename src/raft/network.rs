@@ -1,0 +1,291 @@
+//! How openraft reaches the other members.
+//!
+//! Appends and heartbeats travel on streams that stay open, one for each: openraft opens a session
+//! for each heartbeat, and a call of its own for each would cost more than all it says.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::frame;
+use super::links::{Links, Peer};
+use super::snapshot::{self, SnapshotData};
+use super::types::{PeerNode, Raft, SnapshotOf, Vote};
+use crate::pb::peer::Frame;
+
+/// Append requests under way to one peer before the next waits.
+const APPENDS_IN_FLIGHT: usize = 64;
+
+/// The shortest time a peer gets to answer an append. openraft asks for one heartbeat interval,
+/// which a disk under load does not keep.
+const APPEND_DEADLINE: Duration = Duration::from_secs(1);
+
+/// One chunk of a snapshot must be taken within this time.
+const SNAPSHOT_CHUNK_DEADLINE: Duration = Duration::from_secs(10);
+/// The peer has this long to build its state from a snapshot that has arrived whole.
+const SNAPSHOT_INSTALL_DEADLINE: Duration = Duration::from_secs(600);
+
+pub struct NetworkFactory {
+    pub links: Arc<Links>,
+}
+
+impl RaftNetworkFactory<Raft> for NetworkFactory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Network {
+        Network { links: self.links.clone(), target, node: node.clone(), appends: None }
+    }
+}
+
+/// One of openraft's ways to one peer: replication, heartbeat, vote and snapshot have one each.
+pub struct Network {
+    links: Arc<Links>,
+    target: u64,
+    node: PeerNode,
+    /// The stream that the last session left in order.
+    appends: Option<AppendLink>,
+}
+
+struct AppendLink {
+    requests: mpsc::Sender<Frame>,
+    responses: Streaming<Frame>,
+}
+
+impl Network {
+    fn peer(&self) -> Result<Peer, RPCError<Raft>> {
+        self.links.peer(self.target, &self.node).map_err(rpc_error)
+    }
+
+    async fn open_appends(&self, deadline: Duration) -> Result<AppendLink, RPCError<Raft>> {
+        let (requests, outgoing) = mpsc::channel(APPENDS_IN_FLIGHT);
+        let mut client = self.peer()?.raft();
+        let call = client.append(ReceiverStream::new(outgoing));
+        let responses = within(deadline, call).await?.into_inner();
+        Ok(AppendLink { requests, responses })
+    }
+}
+
+/// A failure to reach the peer makes openraft wait before it tries again; any other does not.
+fn rpc_error(status: Status) -> RPCError<Raft> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented => {
+            RPCError::Unreachable(Unreachable::new(&status))
+        }
+        _ => RPCError::Network(NetworkError::new(&status)),
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, RPCError<Raft>> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(result) => result.map_err(rpc_error),
+        Err(_) => Err(rpc_error(Status::unavailable("no answer within the deadline"))),
+    }
+}
+
+async fn ask<Q, A>(
+    deadline: Duration,
+    question: &Q,
+    call: impl AsyncFnOnce(Frame) -> Result<tonic::Response<Frame>, Status>,
+) -> Result<A, RPCError<Raft>>
+where
+    Q: serde::Serialize,
+    A: serde::de::DeserializeOwned,
+{
+    let request = frame::encode(question).map_err(rpc_error)?;
+    let answer = within(deadline, call(request)).await?;
+    frame::decode(answer.get_ref()).map_err(rpc_error)
+}
+
+type Responses<'s> = BoxStream<'s, Result<StreamAppendResult<Raft>, RPCError<Raft>>>;
+
+/// One session on an append stream: requests from openraft go out, answers come back in order.
+struct Session<'s, S> {
+    network: &'s mut Network,
+    /// Taken while the session runs, and put back only if it ends with nothing under way.
+    link: AppendLink,
+    input: Option<S>,
+    under_way: usize,
+    deadline: Duration,
+}
+
+enum Step {
+    Request(Option<AppendEntriesRequest<Raft>>),
+    Response(Result<Option<Frame>, Status>),
+    Late,
+}
+
+impl<'s, S> Session<'s, S>
+where
+    S: Stream<Item = AppendEntriesRequest<Raft>> + Send + Unpin + 'static,
+{
+    /// The next answer, or `None` when the input has ended and everything is answered.
+    async fn next(&mut self) -> Result<Option<StreamAppendResult<Raft>>, RPCError<Raft>> {
+        loop {
+            if self.input.is_none() && self.under_way == 0 {
+                return Ok(None);
+            }
+            match self.step().await {
+                Step::Request(None) => self.input = None,
+                Step::Request(Some(request)) => {
+                    let frame = frame::encode(&request).map_err(rpc_error)?;
+                    // The peer has closed its side: the reason follows among the responses.
+                    if self.link.requests.send(frame).await.is_err() {
+                        self.input = None;
+                    }
+                    self.under_way += 1;
+                }
+                Step::Response(Ok(Some(frame))) => {
+                    self.under_way = self.under_way.saturating_sub(1);
+                    return frame::decode(&frame).map(Some).map_err(rpc_error);
+                }
+                Step::Response(Ok(None)) => {
+                    return Err(rpc_error(Status::unavailable("the peer closed the stream")));
+                }
+                Step::Response(Err(status)) => return Err(rpc_error(status)),
+                Step::Late => {
+                    return Err(rpc_error(Status::unavailable("no answer within the deadline")));
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Step {
+        let room = self.under_way < APPENDS_IN_FLIGHT;
+        let input = &mut self.input;
+        let next_request = async {
+            match input {
+                Some(input) if room => input.next().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let late = async {
+            if self.under_way > 0 {
+                tokio::time::sleep(self.deadline).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            response = self.link.responses.message() => Step::Response(response),
+            request = next_request => Step::Request(request),
+            () = late => Step::Late,
+        }
+    }
+}
+
+impl RaftNetworkV2<Raft> for Network {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Raft>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Raft>, RPCError<Raft>> {
+        let once = Box::pin(futures::stream::once(async { request }));
+        let mut responses = self.stream_append(once, option).await?;
+        match responses.next().await {
+            Some(result) => result.map(AppendEntriesResponse::from),
+            None => Err(rpc_error(Status::unavailable("the peer closed the stream"))),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> openraft::base::BoxFuture<'s, Result<Responses<'s>, RPCError<Raft>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Raft>> + openraft::OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let deadline = option.hard_ttl().max(APPEND_DEADLINE);
+            let link = match self.appends.take() {
+                Some(link) if !link.requests.is_closed() => link,
+                _ => self.open_appends(deadline).await?,
+            };
+            let session =
+                Session { network: self, link, input: Some(input), under_way: 0, deadline };
+            let responses = futures::stream::unfold(Some(session), |session| async move {
+                let mut session = session?;
+                match session.next().await {
+                    Ok(None) => {
+                        session.network.appends = Some(session.link);
+                        None
+                    }
+                    // After a refusal the peer ends its side of the stream.
+                    Ok(Some(refusal @ Err(_))) => Some((Ok(refusal), None)),
+                    Ok(Some(answer)) => Some((Ok(answer), Some(session))),
+                    Err(error) => Some((Err(error), None)),
+                }
+            });
+            Ok(responses.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Raft>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
+        let mut client = self.peer()?.raft();
+        ask(option.hard_ttl(), &request, async |frame| client.vote(frame).await).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Raft>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Raft>, RPCError<Raft>> {
+        let mut client = self.peer()?.raft();
+        ask(option.hard_ttl(), &request, async |frame| client.pre_vote(frame).await).await
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Raft>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Raft>, RPCError<Raft>> {
+        let mut client = self.peer()?.raft();
+        ask(option.hard_ttl(), &request, async |frame| client.transfer_leader(frame).await).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf,
+        cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Raft>, StreamingError<Raft>> {
+        let mut client = self.peer().map_err(StreamingError::from)?.raft_bulk();
+        let (chunks, outgoing) = mpsc::channel(2);
+        let sending = snapshot::send(vote, snapshot, chunks, SNAPSHOT_CHUNK_DEADLINE);
+        let call = async {
+            let call = client.snapshot(ReceiverStream::new(outgoing));
+            let (sent, answer) = tokio::join!(sending, within(SNAPSHOT_INSTALL_DEADLINE, call));
+            // The peer's own answer says more than that it stopped listening.
+            let answer = answer?;
+            sent.map_err(rpc_error)?;
+            frame::decode::<SnapshotResponse<Raft>>(answer.get_ref()).map_err(rpc_error)
+        };
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            result = call => result.map_err(StreamingError::from),
+        }
+    }
+}

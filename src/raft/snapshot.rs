@@ -1,0 +1,158 @@
+//! A member's state on its way to another one.
+//!
+//! The state travels as the pairs its engine would store, so that installing it is writing them
+//! into a fresh engine. The sender streams from an image that holds while it goes on applying; the
+//! receiver writes each chunk away as it comes.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::frame;
+use super::types::{Membership, SnapshotMeta, SnapshotOf, Vote};
+use crate::machine::Image;
+use crate::pb::peer::Frame;
+use crate::storage::{Batch, Home, Staged};
+
+/// What openraft hands around as a snapshot.
+pub enum SnapshotData {
+    /// Of this member's own state.
+    Image(Box<Image>),
+    /// Received, durable, not yet in use.
+    Staged(Mutex<Staged>),
+}
+
+#[derive(Serialize, Deserialize)]
+enum Part {
+    Begin {
+        vote: Vote,
+        meta: SnapshotMeta,
+    },
+    /// Numbered from zero.
+    Chunk {
+        number: u64,
+        pairs: Vec<(ByteBuf, ByteBuf)>,
+    },
+    End {
+        chunks: u64,
+    },
+}
+
+/// Sends `snapshot` into `chunks`, part by part, as fast as the peer takes them.
+///
+/// # Errors
+///
+/// When the peer takes none for `deadline`, or has stopped listening.
+pub async fn send(
+    vote: Vote,
+    snapshot: SnapshotOf,
+    chunks: mpsc::Sender<Frame>,
+    deadline: Duration,
+) -> Result<(), Status> {
+    let SnapshotData::Image(mut image) = snapshot.snapshot else {
+        return Err(Status::internal("a received snapshot is not sent on"));
+    };
+    let put = async |part: Part| {
+        let sent = tokio::time::timeout(deadline, chunks.send(frame::encode(&part)?)).await;
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Status::unavailable("the peer stopped taking the snapshot")),
+            Err(_) => Err(Status::unavailable("the peer takes the snapshot too slowly")),
+        }
+    };
+    put(Part::Begin { vote, meta: snapshot.meta }).await?;
+    let mut number = 0;
+    for chunk in image.by_ref() {
+        let pairs = chunk.into_iter().map(|(k, v)| (ByteBuf::from(k), ByteBuf::from(v))).collect();
+        put(Part::Chunk { number, pairs }).await?;
+        number += 1;
+        // Encoding a chunk takes long enough for others to want their turn.
+        tokio::task::yield_now().await;
+    }
+    put(Part::End { chunks: number }).await
+}
+
+/// Receives what [`send`] sent, into a staged state that is durable when this returns.
+///
+/// # Errors
+///
+/// When a part is missing, damaged or out of order, or the disk fails. Nothing is in use then, and
+/// the next start removes what was staged.
+pub async fn receive(
+    mut parts: Streaming<Frame>,
+    home: Arc<Home>,
+) -> Result<(Vote, SnapshotOf), Status> {
+    let next = async |parts: &mut Streaming<Frame>| match parts.message().await? {
+        Some(part) => frame::decode::<Part>(&part),
+        None => Err(Status::data_loss("the snapshot ends early")),
+    };
+    let Part::Begin { vote, meta } = next(&mut parts).await? else {
+        return Err(Status::data_loss("the snapshot has no beginning"));
+    };
+    let mut staged = blocking(move || home.stage()).await?;
+    let mut received = 0;
+    loop {
+        match next(&mut parts).await? {
+            Part::Chunk { number, pairs } if number == received => {
+                received += 1;
+                staged = blocking(move || {
+                    write(
+                        &mut staged,
+                        pairs.into_iter().map(|(k, v)| (k.into_vec(), v.into_vec())),
+                    )?;
+                    Ok(staged)
+                })
+                .await?;
+            }
+            Part::End { chunks } if chunks == received => break,
+            _ => return Err(Status::data_loss("the snapshot's parts are out of order")),
+        }
+    }
+    let staged = blocking(move || {
+        staged.engine.flush()?;
+        Ok(staged)
+    })
+    .await?;
+    Ok((vote, SnapshotOf { meta, snapshot: SnapshotData::Staged(Mutex::new(staged)) }))
+}
+
+/// Stages an image of another state of this process: what the tests of the storage do.
+pub fn stage(image: Image, home: &Home) -> io::Result<Staged> {
+    let mut staged = home.stage()?;
+    for chunk in image {
+        write(&mut staged, chunk.into_iter())?;
+    }
+    Ok(staged)
+}
+
+fn write(staged: &mut Staged, pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> io::Result<()> {
+    let mut batch = Batch::default();
+    for (key, value) in pairs {
+        batch.put(key, value);
+    }
+    staged.engine.apply(batch)
+}
+
+/// The place in the log and the membership that go with a state, as stored in its engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RaftState {
+    pub applied: Option<super::types::LogId>,
+    pub membership: Membership,
+}
+
+/// Runs what blocks on the disk away from the runtime.
+#[allow(clippy::disallowed_methods, reason = "an install blocks on the disk for seconds")]
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Status::internal(format!("snapshot: {error}"))),
+        Err(error) => Err(Status::internal(format!("snapshot: {error}"))),
+    }
+}

@@ -1,0 +1,203 @@
+//! The process around a member: its listeners, its start, and its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic::transport::server::{Server, TcpIncoming};
+
+use crate::api;
+use crate::clock::{SystemClock, SystemEntropy};
+use crate::concurrency::peer_service::QueueService;
+use crate::config::{Config, ListenUrl};
+use crate::node::bootstrap;
+use crate::node::{ForwardService, RunningMember, World};
+use crate::pb::peer::forward_server::ForwardServer;
+use crate::pb::peer::queue_server::QueueServer;
+use crate::pb::peer::raft_server::RaftServer;
+use crate::raft::frame::MAX_FRAME_BYTES;
+use crate::raft::links::PeerCheck;
+use crate::vfs::OsVfs;
+
+/// Calls under way on one connection. A waiting Lock, a watch or a keep-alive is one each.
+const STREAMS_A_CONNECTION: u32 = 100_000;
+/// How much a client may send on one stream, and on all, before we have read it.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// A connection whose other end does not answer for this long is closed: etcd's keep-alive.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(7_200);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What is under way gets this long to end when the member stops.
+const GRACE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("cannot listen on {address}: {source}; {hint}")]
+    Listen { address: SocketAddr, source: std::io::Error, hint: &'static str },
+    #[error(transparent)]
+    Start(#[from] bootstrap::StartError),
+    #[error("signals: {0}")]
+    Signals(std::io::Error),
+    #[error("stopped before it was ready")]
+    NotReady,
+    /// The member cannot go on.
+    #[error("this member stops: {0}")]
+    Fault(String),
+}
+
+/// Runs a member until it is told to stop (SIGTERM, SIGINT) or cannot go on.
+pub async fn run(config: Config) -> Result<(), ServerError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServerError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServerError::Signals)?;
+
+    let clients = listen(&config.listen_client, "--listen-client-urls").await?;
+    let peers = listen(&config.listen_peer, "--listen-peer-urls").await?;
+    let world = World {
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SystemEntropy),
+        vfs: Arc::new(OsVfs),
+    };
+    let (member, mut faults) = bootstrap::start(&config, world).await?;
+    let (stop, stopped) = watch::channel(false);
+    let mut peer_servers = serve_peers(&member, peers, stopped.clone());
+
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(told);
+    let node = member.node.clone();
+    let mut client_servers = JoinSet::new();
+    let serve = async {
+        node.recovered().await.map_err(|_| ServerError::NotReady)?;
+        client_servers = serve_clients(&member, clients, stopped.clone());
+        tracing::info!(
+            name = %config.name,
+            member_id = %node.identity().member_id,
+            cluster_id = %node.identity().cluster_id,
+            client_urls = %config.advertise_client_urls.join(","),
+            "ready to serve client requests"
+        );
+        std::future::pending::<Result<(), ServerError>>().await
+    };
+    let ended = tokio::select! {
+        failed = serve => failed,
+        reason = faults.wait() => Err(ServerError::Fault(reason)),
+        () = &mut told => Ok(()),
+    };
+    if let Err(error) = ended {
+        // Nothing more may be answered: what is in memory may not be what is on disk.
+        client_servers.abort_all();
+        peer_servers.abort_all();
+        return Err(error);
+    }
+    tracing::info!("stopping");
+    member.node.hand_over().await;
+    member.node.stop();
+    stop.send_replace(true);
+    if tokio::time::timeout(GRACE, drain(&mut client_servers)).await.is_err() {
+        tracing::warn!("some calls did not end in time");
+        client_servers.shutdown().await;
+    }
+    peer_servers.shutdown().await;
+    member.stop().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn drain(servers: &mut JoinSet<()>) {
+    while servers.join_next().await.is_some() {}
+}
+
+async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, ServerError> {
+    let hint = match flag {
+        "--listen-client-urls" => {
+            "stop what uses the port, or choose another with --listen-client-urls"
+        }
+        _ => "stop what uses the port, or choose another with --listen-peer-urls",
+    };
+    let mut listeners = Vec::new();
+    for url in urls {
+        let address = url.address;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| ServerError::Listen { address, source, hint })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn builder() -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_A_CONNECTION)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .accept_http1(true)
+}
+
+fn serve(
+    servers: &mut JoinSet<()>,
+    listeners: Vec<TcpListener>,
+    routes: &Routes,
+    stopped: &watch::Receiver<bool>,
+) {
+    for listener in listeners {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let mut stopped = stopped.clone();
+        let routes = routes.clone();
+        servers.spawn(async move {
+            let stop = async move {
+                // The sender lives until the servers have ended.
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+            };
+            let mut server = builder();
+            let server = server.add_routes(routes);
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
+                tracing::error!(%error, "a listener ended");
+            }
+        });
+    }
+}
+
+fn serve_clients(
+    member: &RunningMember,
+    listeners: Vec<TcpListener>,
+    stopped: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let mut servers = JoinSet::new();
+    let routes = Routes::from(api::router(member.node.clone()));
+    serve(&mut servers, listeners, &routes, &stopped);
+    servers
+}
+
+fn serve_peers(
+    member: &RunningMember,
+    listeners: Vec<TcpListener>,
+    stopped: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let identity = member.node.identity();
+    let check = PeerCheck { cluster: identity.cluster_id, member: identity.member_id };
+    let raft = RaftServer::from_arc(member.peer_service.clone())
+        .max_decoding_message_size(MAX_FRAME_BYTES)
+        .max_encoding_message_size(MAX_FRAME_BYTES);
+    let forward = ForwardServer::new(ForwardService { node: member.node.clone() })
+        .max_decoding_message_size(MAX_FRAME_BYTES)
+        .max_encoding_message_size(MAX_FRAME_BYTES);
+    let queue = QueueServer::new(QueueService { node: member.node.clone() });
+    let checked = |check: PeerCheck| tonic::service::InterceptorLayer::new(check);
+    let router = Routes::new(tower::Layer::layer(&checked(check.clone()), raft))
+        .add_service(tower::Layer::layer(&checked(check.clone()), forward))
+        .add_service(tower::Layer::layer(&checked(check), queue));
+    let mut servers = JoinSet::new();
+    serve(&mut servers, listeners, &router, &stopped);
+    servers
+}

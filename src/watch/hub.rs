@@ -1,0 +1,192 @@
+//! Hands each published event to the live watchers that want it.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::index::Index;
+use super::stream::WatchStream;
+use super::watcher::{Interest, Mailbox, Mode, Offer, Watcher};
+use crate::machine::{Event, Store};
+
+/// The meeting point of the applier and all watch streams of this member. Clones are the same hub.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    /// Written only under the lock, after the events are with the watchers: whoever reads it finds
+    /// everything up to it in their mailboxes.
+    published: AtomicI64,
+    /// How many watchers there ever were.
+    created: AtomicU64,
+    live: Mutex<Live>,
+}
+
+struct Live {
+    index: Index,
+    /// Streams to be woken when a revision is published. Emptied by the publication; a stream
+    /// stands here at most once for each of its bounded progress requests.
+    expecting: Vec<(i64, Arc<Mailbox>)>,
+}
+
+impl Hub {
+    /// A hub that stands at the store's revision. To be made before the applier goes on.
+    pub fn new(store: Store) -> Hub {
+        let published = AtomicI64::new(store.revision());
+        let live = Mutex::new(Live { index: Index::default(), expecting: Vec::new() });
+        Hub(Arc::new(Inner { store, published, created: AtomicU64::new(0), live }))
+    }
+
+    /// A stream without watches. `progress_interval` is how often its idle watches that ask for it
+    /// tell their progress.
+    pub fn stream(&self, progress_interval: Duration) -> WatchStream {
+        WatchStream::new(self.clone(), progress_interval)
+    }
+
+    /// Hands the events of `revision` to the live watchers, and wakes the streams that had nothing
+    /// to do. Never waits for a client.
+    ///
+    /// Called by the applier alone, in revision order, for each entry that made events, after the
+    /// store shows the revision.
+    ///
+    /// # Panics
+    ///
+    /// When `revision` is not above the last: watchers would see it twice.
+    pub fn publish(&self, revision: i64, events: &[Event]) {
+        if events.is_empty() {
+            return;
+        }
+        let mut live = self.lock();
+        assert!(
+            revision > self.published(),
+            "revision {revision} is published after {}",
+            self.published()
+        );
+        let full = match events {
+            [event] => live.offer_one(revision, event),
+            events => live.offer_many(revision, events),
+        };
+        for watcher in full {
+            live.index.remove(&watcher);
+        }
+        self.set_published(&mut live, revision);
+    }
+
+    /// Sends every live watcher to the history, from where it stands, after the store's content was
+    /// replaced by a snapshot. Called by the applier, before it goes on.
+    pub fn reset(&self) {
+        let mut live = self.lock();
+        for watcher in live.index.drain() {
+            watcher.fall_behind(self.published());
+        }
+        self.set_published(&mut live, self.store().revision());
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The last revision whose events are with the watchers. Not above the store's.
+    pub(super) fn published(&self) -> i64 {
+        self.0.published.load(Ordering::Acquire)
+    }
+
+    /// A watcher on `mailbox`: live when `next` is still to be published, behind and in the
+    /// mailbox's ring otherwise.
+    pub(super) fn create(
+        &self,
+        id: i64,
+        interest: Interest,
+        next: i64,
+        mailbox: &Arc<Mailbox>,
+    ) -> Arc<Watcher> {
+        let serial = self.0.created.fetch_add(1, Ordering::Relaxed);
+        let watcher = Watcher::new(id, serial, interest, next, mailbox.clone());
+        self.join(&watcher);
+        watcher
+    }
+
+    /// Makes a watcher live that is behind and has read up to what is published; puts any other one
+    /// back into its mailbox's ring.
+    pub(super) fn join(&self, watcher: &Arc<Watcher>) {
+        // The lock keeps publications out: whatever is published later is offered to the watcher.
+        let mut live = self.lock();
+        let mut state = watcher.state();
+        if state.next > self.published() {
+            state.mode = Mode::Live;
+            drop(state);
+            live.index.insert(watcher.clone());
+        } else {
+            watcher.ring(state);
+        }
+    }
+
+    /// Ends a watcher: nothing is handed to it any more.
+    pub(super) fn leave(&self, watcher: &Watcher) {
+        let mut live = self.lock();
+        if watcher.end() == Mode::Live {
+            live.index.remove(watcher);
+        }
+    }
+
+    /// Wakes `mailbox` once `revision`, which the store shows already, is published too.
+    pub(super) fn wake_at(&self, revision: i64, mailbox: &Arc<Mailbox>) {
+        let mut live = self.lock();
+        if self.published() < revision {
+            live.expecting.push((revision, mailbox.clone()));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn live_watchers(&self) -> usize {
+        self.lock().index.len()
+    }
+
+    fn set_published(&self, live: &mut Live, revision: i64) {
+        self.0.published.store(revision, Ordering::Release);
+        live.expecting.retain(|(expected, mailbox)| {
+            let reached = *expected <= revision;
+            if reached {
+                mailbox.wake();
+            }
+            !reached
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Live> {
+        self.0.live.lock().expect("no thread panics with the hub locked")
+    }
+}
+
+impl Live {
+    /// Returns the watchers that fell behind.
+    fn offer_one(&self, revision: i64, event: &Event) -> Vec<Arc<Watcher>> {
+        let mut full = Vec::new();
+        self.index.visit(&event.record.key, |watcher| {
+            if watcher.offer(revision, [event].into_iter()) == Offer::Full {
+                full.push(watcher.clone());
+            }
+        });
+        full
+    }
+
+    /// As [`Live::offer_one`]; each watcher gets all its events at once, so that no stream ever
+    /// sees a part of a revision.
+    fn offer_many(&self, revision: i64, events: &[Event]) -> Vec<Arc<Watcher>> {
+        let mut matches = Vec::new();
+        for (order, event) in events.iter().enumerate() {
+            self.index.visit(&event.record.key, |watcher| matches.push((watcher, order)));
+        }
+        matches.sort_unstable_by_key(|(watcher, order)| (watcher.serial(), *order));
+        let mut full = Vec::new();
+        for own in matches.chunk_by(|(a, _), (b, _)| a.serial() == b.serial()) {
+            let watcher = own[0].0;
+            if watcher.offer(revision, own.iter().map(|(_, order)| &events[*order])) == Offer::Full
+            {
+                full.push(watcher.clone());
+            }
+        }
+        full
+    }
+}
