@@ -157,17 +157,7 @@ where
                 let answer = self.create(request);
                 self.answers.push_back(answer);
             }
-            Some(RequestUnion::CancelRequest(request)) => {
-                if self.watches.cancel(request.watch_id) {
-                    self.fragmented.remove(&request.watch_id);
-                    self.answers.push_back(WatchResponse {
-                        header: self.header(self.service.store.revision()),
-                        watch_id: request.watch_id,
-                        canceled: true,
-                        ..WatchResponse::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => self.watches.request_progress(),
         }
     }
@@ -194,6 +184,19 @@ where
                 }
             }
             Err(refused) => self.refusal(reason(refused).to_owned()),
+        }
+    }
+
+    /// An id that no watch has gets no answer.
+    fn cancel(&mut self, id: i64) {
+        if self.watches.cancel(id) {
+            self.fragmented.remove(&id);
+            self.answers.push_back(WatchResponse {
+                header: self.header(self.service.store.revision()),
+                watch_id: id,
+                canceled: true,
+                ..WatchResponse::default()
+            });
         }
     }
 

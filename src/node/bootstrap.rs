@@ -15,12 +15,12 @@ use super::role::{Role, RoleTracker};
 use super::{Identity, Limits, Node, Shared, calls, forward, lessor, read, told};
 use crate::clock::{Clock, Entropy};
 use crate::config::Config;
-use crate::machine::{Command, Effect, Fault, Machine, Outcome};
+use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer};
 use crate::raft::links::Links;
 use crate::raft::log_store::{LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
-use crate::raft::peer_service::{PeerService, RaftHandle};
+use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
 use crate::raft::types::PeerNode;
 use crate::storage::{Home, StateWriter, WriterOptions};
@@ -36,6 +36,9 @@ const ENGINE_CACHE_BYTES: usize = 64 << 20;
 const ENTRIES_KEPT: u64 = 5_000;
 /// Entries purged at once: a purge is a record in the log.
 const PURGE_BATCH: u64 = 1_024;
+
+/// How often a silent end of openraft is looked for. What ends it has mostly been told by then.
+const FAULT_LOOK: Duration = Duration::from_millis(100);
 
 /// Compacted records removed between two turns of the applier.
 const SCRUB_BATCH: usize = 1_000;
@@ -83,15 +86,14 @@ pub struct Faults {
 impl Faults {
     /// Returns why the member must stop, once it must.
     pub async fn wait(&mut self) -> String {
-        let mut metrics = self.raft.metrics();
+        let metrics = self.raft.metrics();
+        // Looked for now and then: these metrics change with every entry.
         let raft = async {
             loop {
                 if let Err(fatal) = &metrics.borrow_watched().running_state {
                     return format!("raft: {fatal}");
                 }
-                if metrics.changed().await.is_err() {
-                    return "raft has stopped".to_owned();
-                }
+                tokio::time::sleep(FAULT_LOOK).await;
             }
         };
         tokio::select! {
@@ -188,6 +190,10 @@ async fn assemble(
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
     }
+    if raft.voter_ids().eq([me.0]) {
+        // Nobody else could be elected: there is nothing to wait for.
+        raft.trigger().elect(false).await.map_err(|error| StartError::Raft(error.to_string()))?;
+    }
 
     let (has_leader_sender, has_leader) = watch::channel(false);
     let node = Arc::new(Node {
@@ -215,16 +221,17 @@ async fn assemble(
         writer: writer.clone(),
         stopping: watch::Sender::new(false),
     });
+    let contact = Arc::new(LeaderContact::new(node.clock.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(node.clone().route());
     tasks.spawn(node.clone().keep_forwarding());
     tasks.spawn(node.clone().keep_reading());
     tasks.spawn(node.clone().keep_renewing());
     tasks.spawn(node.clone().keep_expiring());
-    tasks.spawn(node.clone().follow_raft(has_leader_sender));
+    tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
     tasks.spawn(node.clone().publish(config.advertise_client_urls.clone()));
-    let peer_service = Arc::new(PeerService { raft: raft.clone(), home });
+    let peer_service = Arc::new(PeerService { raft: raft.clone(), home, contact });
     Ok((node, raft, peer_service, tasks))
 }
 
@@ -268,7 +275,7 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
     Box::new(move |machine, applied| {
         let position = match applied {
             Applied::Entry { position, entry, outcome } => {
-                publish_events(&shared.hub, &outcome);
+                shared.hub.publish(outcome.revision, &outcome.events);
                 shared.waiters.on_effects(&outcome.effects, outcome.revision);
                 if outcome.effects.iter().any(|effect| matches!(effect, Effect::LeaseHeld { .. })) {
                     shared.lessor.notify_one();
@@ -293,14 +300,6 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
     })
 }
 
-/// An entry that ends several leases makes a revision for each.
-fn publish_events(hub: &Hub, outcome: &Outcome) {
-    let revision = |event: &crate::machine::Event| event.record.mod_revision.main;
-    for events in outcome.events.chunk_by(|a, b| revision(a) == revision(b)) {
-        hub.publish(revision(&events[0]), events);
-    }
-}
-
 impl Node {
     /// Returns once this member has applied everything it may ever have shown to a client, and
     /// knows a leader. Without a quorum it does not return.
@@ -311,33 +310,39 @@ impl Node {
     }
 
     /// Keeps the role up to date with openraft, and whether a quorum follows the leader.
-    async fn follow_raft(self: Arc<Self>, has_leader: watch::Sender<bool>) {
-        let mut metrics = self.raft.metrics();
+    async fn follow_raft(
+        self: Arc<Self>,
+        has_leader: watch::Sender<bool>,
+        contact: Arc<LeaderContact>,
+    ) {
+        let mut server = self.raft.server_metrics();
+        let metrics = self.raft.metrics();
         let mut stopping = self.stopping.subscribe();
         // How often a silent loss of the quorum is looked for.
         let mut look = tokio::time::interval(self.limits.election_timeout / 4);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let (term, leader, connected) = {
-                let now = metrics.borrow_and_update();
+                let now = server.borrow_and_update();
                 let leader = now.current_leader.map(MemberId);
                 let alone = now.membership_config.voter_ids().count() == 1;
+                let term = now.vote.leader_id.term;
                 let connected = match leader {
                     None => false,
                     Some(leader) if leader == self.identity.member_id => {
                         let patience = self.limits.election_timeout;
-                        let heard = now.last_quorum_acked.as_ref();
+                        let heard = metrics.borrow_watched().last_quorum_acked;
                         alone || heard.is_some_and(|heard| heard.elapsed() <= patience)
                     }
-                    Some(_) => true,
+                    Some(_) => contact.within(self.limits.election_timeout),
                 };
-                (now.current_term, leader, connected)
+                (term, leader, connected)
             };
             let newest = self.machine().now();
             self.shared.role.on_raft(term, leader, newest);
             has_leader.send_if_modified(|has| std::mem::replace(has, connected) != connected);
             tokio::select! {
-                changed = metrics.changed() => if changed.is_err() { return },
+                changed = server.changed() => if changed.is_err() { return },
                 _ = look.tick() => {}
                 () = told(&mut stopping) => return,
             }

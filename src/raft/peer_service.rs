@@ -1,6 +1,8 @@
 //! What the other members' openraft asks of ours.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -11,6 +13,7 @@ use super::applier::Applier;
 use super::frame;
 use super::snapshot;
 use super::types::Raft;
+use crate::clock::Clock;
 use crate::pb::peer::Frame;
 use crate::pb::peer::raft_server;
 use crate::storage::Home;
@@ -20,6 +23,36 @@ pub type RaftHandle = openraft::Raft<Raft, Applier>;
 pub struct PeerService {
     pub raft: RaftHandle,
     pub home: Arc<Home>,
+    pub contact: Arc<LeaderContact>,
+}
+
+/// When a leader was last heard of. openraft keeps naming the last leader to a member that nobody
+/// talks to any more.
+pub struct LeaderContact {
+    clock: Arc<dyn Clock>,
+    /// On the monotonic clock; zero for never.
+    heard_ms: AtomicU64,
+}
+
+impl LeaderContact {
+    pub fn new(clock: Arc<dyn Clock>) -> LeaderContact {
+        LeaderContact { clock, heard_ms: AtomicU64::new(0) }
+    }
+
+    fn hear(&self) {
+        self.heard_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Whether a leader was heard of in the last `patience`.
+    pub fn within(&self, patience: Duration) -> bool {
+        let heard_ms = self.heard_ms.load(Ordering::Relaxed);
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        heard_ms != 0 && self.now_ms().saturating_sub(heard_ms) <= patience_ms
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Status {
@@ -45,12 +78,19 @@ impl raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         // openraft's input has no room for an error. A damaged request ends the stream, and the
         // leader opens another.
-        let requests = futures::stream::unfold(request.into_inner(), |mut frames| async move {
-            match next_append(&mut frames).await {
-                Ok(request) => request.map(|request| (request, frames)),
-                Err(status) => {
-                    tracing::debug!(%status, "append stream ended");
-                    None
+        let contact = self.contact.clone();
+        let requests = futures::stream::unfold(request.into_inner(), move |mut frames| {
+            let contact = contact.clone();
+            async move {
+                match next_append(&mut frames).await {
+                    Ok(request) => {
+                        contact.hear();
+                        request.map(|request| (request, frames))
+                    }
+                    Err(status) => {
+                        tracing::debug!(%status, "append stream ended");
+                        None
+                    }
                 }
             }
         });

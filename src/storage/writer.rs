@@ -33,6 +33,9 @@ pub struct WriterOptions {
     /// The bound of the queue. When it is full, [`StateWriter::send`] waits. A single batch larger
     /// than this takes the whole queue. At most 4 GiB.
     pub queue_bytes: usize,
+    /// How long a batch waits for others to be merged with, unless somebody waits for the writer.
+    /// A batch of one entry costs the engine nearly as much as one of a thousand.
+    pub linger: Duration,
     /// Waiting batches are merged into one until it is this large.
     pub merge_bytes: usize,
     /// A flush follows when this much was applied since the last one,
@@ -45,6 +48,7 @@ impl Default for WriterOptions {
     fn default() -> WriterOptions {
         WriterOptions {
             queue_bytes: 64 << 20,
+            linger: Duration::from_millis(100),
             merge_bytes: 4 << 20,
             flush_bytes: 16 << 20,
             flush_interval: Duration::from_millis(500),
@@ -226,7 +230,14 @@ impl StateWriter {
 
     fn post(&self, message: Message) -> io::Result<()> {
         match &self.hands {
-            Hands::Thread { queue, .. } => queue.send(message).map_err(|_| self.shared.error()),
+            Hands::Thread { queue, thread } => {
+                let urgent = !matches!(message, Message::Batch { .. });
+                queue.send(message).map_err(|_| self.shared.error())?;
+                if urgent {
+                    thread.thread().unpark();
+                }
+                Ok(())
+            }
             Hands::Caller(worker) => {
                 let mut worker = worker.lock().map_err(|_| self.shared.error())?;
                 worker.handle(message).map_err(|Stopped| self.shared.error())
@@ -309,6 +320,7 @@ impl Worker {
     fn run(&mut self, messages: &mpsc::Receiver<Message>) {
         let mut unflushed_since = None;
         let mut next = None;
+        let mut behind = false;
         loop {
             let message = match (next.take(), unflushed_since) {
                 (Some(message), _) => Ok(message),
@@ -321,7 +333,12 @@ impl Worker {
             let step = match message {
                 Ok(Message::Batch { index, batch, room }) => {
                     let mut merged = Merged::new(index, batch, room);
+                    if !behind {
+                        // Not woken by the batches that follow, only by other messages.
+                        thread::park_timeout(self.options.linger);
+                    }
                     next = merged.take_more(messages, self.options.merge_bytes);
+                    behind = merged.weight >= self.options.merge_bytes;
                     unflushed_since.get_or_insert_with(Instant::now);
                     self.apply(merged)
                 }

@@ -25,7 +25,6 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Survival {
     Nothing,
-    /// As after `kill -9`: the operating system lives on and writes everything.
     Everything,
     /// A selection that this seed decides.
     Some(u64),
@@ -49,7 +48,7 @@ pub struct MemVfs {
     disk: Arc<Mutex<Disk>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Disk {
     files: BTreeMap<FileId, Content>,
     next_file: FileId,
@@ -100,7 +99,7 @@ enum Power {
     Off,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Fault {
     operation: Operation,
     after: u64,
@@ -163,6 +162,15 @@ impl MemVfs {
             capacity_bytes: disk.capacity_bytes,
             ..Disk::default()
         };
+        MemVfs { disk: Arc::new(Mutex::new(survivor)) }
+    }
+
+    /// The disk as the next process finds it after `kill -9` now: everything is there, but what was
+    /// not synced can still be lost in a later power cut. This one is dead from here on.
+    pub fn after_kill(&self) -> MemVfs {
+        let mut disk = self.lock();
+        disk.power = Power::Off;
+        let survivor = Disk { power: Power::On, faults: Vec::new(), operations: 0, ..disk.clone() };
         MemVfs { disk: Arc::new(Mutex::new(survivor)) }
     }
 
@@ -380,7 +388,7 @@ impl Vfs for MemVfs {
     fn exists(&self, path: &Path) -> io::Result<bool> {
         let disk = self.lock();
         disk.check_power()?;
-        Ok(parent(path).is_none() || disk.names.contains_key(path))
+        Ok(is_root(path) || disk.names.contains_key(path))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -634,6 +642,16 @@ mod tests {
         file.sync().unwrap();
         assert_eq!(vfs.read(&path).unwrap(), b"gone");
         assert_eq!(vfs.after_power_cut(Survival::Everything).read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_killed_process_leaves_everything_but_nothing_more_durable() {
+        let (vfs, file, path) = disk_with_file();
+        file.write_at(0, b"seen").unwrap();
+        let next = vfs.after_kill();
+        assert!(file.sync().is_err());
+        assert_eq!(next.read(&path).unwrap(), b"seen");
+        assert!(!next.after_power_cut(Survival::Nothing).exists(&path).unwrap());
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Hub {
     }
 
     #[cfg(test)]
-    pub(super) fn live_watchers(&self) -> usize {
+    pub(crate) fn live_watchers(&self) -> usize {
         self.lock().index.len()
     }
 

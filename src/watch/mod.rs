@@ -24,7 +24,7 @@ mod watcher;
 #[cfg(test)]
 mod exactness;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -10,7 +10,7 @@ use super::{Delivery, Hub, WatchStream};
 use crate::machine::{
     Command, DeleteRange, Entry, Event, Machine, Origin, Outcome, Position, Put, Store, Txn, TxnOp,
 };
-use crate::storage::{Batch, Memory};
+use crate::storage::Batch;
 use crate::types::{KeyRange, LeaseId, Timestamp};
 
 pub struct Fixture {
@@ -24,7 +24,7 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn new() -> Fixture {
-        let machine = load();
+        let machine = Machine::new();
         let store = machine.store();
         Fixture { hub: Hub::new(store.clone()), store, machine, index: 0, history: Vec::new() }
     }
@@ -65,6 +65,11 @@ impl Fixture {
         self.run(Command::Compact { revision });
     }
 
+    /// Removes part of what compaction left behind.
+    pub fn scrub(&mut self) {
+        self.machine.scrub(100, &mut Batch::default());
+    }
+
     /// A stream whose idle watches would tell their progress in an hour.
     pub fn stream(&self) -> WatchStream {
         self.hub.stream(Duration::from_secs(3600))
@@ -77,10 +82,6 @@ impl Fixture {
         self.machine.replace(other.machine);
         self.hub.reset();
     }
-}
-
-fn load() -> Machine {
-    Machine::load(&Memory::new()).unwrap()
 }
 
 pub fn put(key: &str, value: &str) -> Command {

@@ -66,19 +66,13 @@ impl Scrubber {
 
 /// Removes what `record`, at or before the compacted revision `target`, makes garbage.
 fn scrub(history: &History, record: &Record, target: i64, batch: &mut Batch) {
-    let mut older = Vec::new();
-    let mut before = history.index.before(record);
-    while let Some(found) = before {
-        before = history.index.before(&found);
-        older.push(found);
-    }
     let remove = |record: &Record, batch: &mut Batch| {
         history.index.remove(record);
         history.journal.remove(record);
         batch.garbage.push(schema::record_key(record.mod_revision).into());
     };
-    for record in older.iter().rev() {
-        remove(record, batch);
+    for older in history.index.older(record).iter().rev() {
+        remove(older, batch);
     }
     if record.is_tombstone() && record.mod_revision.main < target {
         remove(record, batch);

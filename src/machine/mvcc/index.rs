@@ -53,6 +53,15 @@ impl Index {
         (entry.key().key == record.key).then(|| entry.value().clone())
     }
 
+    /// All records of the same key that came before `record`, newest first.
+    pub fn older(&self, record: &Record) -> Vec<Arc<Record>> {
+        let first = self.seek_behind(&record.key, record.mod_revision);
+        std::iter::successors(first, |entry| entry.next())
+            .take_while(|entry| entry.key().key == record.key)
+            .map(|entry| entry.value().clone())
+            .collect()
+    }
+
     /// Calls `visit` with each pair in `range` as it was at `at`, in key order, until it returns
     /// false. Tombstones are left out.
     pub fn scan(

@@ -125,7 +125,7 @@ fn compares_treat_an_absent_key_as_zeroes_and_never_match_its_value() {
     member.ok(put_command("p1", "x"));
     member.ok(put_command("p2", "y"));
     use CompareResult::*;
-    use CompareTarget::*;
+    use CompareTarget::{Create, Lease, Mod, Value, Version};
     let mut holds = |compare: Compare| {
         txn_reply(member.ok(Command::Txn(txn(vec![compare], vec![], vec![])))).succeeded
     };

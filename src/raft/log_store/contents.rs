@@ -182,8 +182,10 @@ impl Contents {
         if self.slots.is_empty() {
             self.first = end;
         }
-        while let Some(entry) = self.cache.pop_back_if(|entry| entry.log_id.index >= end) {
-            self.cached_bytes -= cost_bytes(&entry);
+        while self.cache.back().is_some_and(|entry| entry.log_id.index >= end) {
+            if let Some(entry) = self.cache.pop_back() {
+                self.cached_bytes -= cost_bytes(&entry);
+            }
         }
         true
     }
@@ -266,10 +268,6 @@ impl Contents {
     /// The index of the first entry, or of the next if there is none.
     pub fn first_index(&self) -> u64 {
         self.first
-    }
-
-    pub fn cached_bytes(&self) -> usize {
-        self.cached_bytes
     }
 
     fn push(&mut self, entry: LogEntry, slot: Slot) {
@@ -375,7 +373,7 @@ mod tests {
         contents.append(&entries(1, 1..=3)).unwrap();
         assert!(contents.purge(log_id(2, 9)));
         assert_eq!(contents.standing().last, Some(log_id(2, 9)));
-        assert_eq!(contents.cached_bytes(), 0);
+        assert_eq!(contents.cached_bytes, 0);
         assert!(contents.append(&[entry(2, 4)]).is_err());
         contents.append(&[entry(2, 10)]).unwrap();
         assert!(!contents.purge(log_id(1, 2)), "an older purge changes nothing");

@@ -100,7 +100,7 @@ struct Inner {
 
 enum Running {
     Thread(Mutex<Option<JoinHandle<io::Result<()>>>>),
-    Inline(Mutex<Option<Writer>>),
+    Inline(Mutex<Option<Box<Writer>>>),
 }
 
 impl LogStore {
@@ -130,13 +130,9 @@ impl LogStore {
         let shared = Arc::new(Shared::new(contents, files.collect(), queue_bytes));
         writer.remove_purged(&shared)?;
         let running = match drive {
-            Drive::Inline => Running::Inline(Mutex::new(Some(writer))),
+            Drive::Inline => Running::Inline(Mutex::new(Some(Box::new(writer)))),
             Drive::Thread => {
-                let shared = shared.clone();
-                let thread = thread::Builder::new()
-                    .name("raft-log".to_owned())
-                    .spawn(move || write_until_closed(writer, &shared))?;
-                Running::Thread(Mutex::new(Some(thread)))
+                Running::Thread(Mutex::new(Some(spawn_writer(writer, shared.clone())?)))
             }
         };
         Ok(LogStore { inner: Arc::new(Inner { shared, running }) })
@@ -230,7 +226,7 @@ impl Inner {
             Running::Inline(writer) => {
                 self.run_inline();
                 let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-                writer.map_or(Ok(()), |writer| finish(writer, &self.shared))
+                writer.map_or(Ok(()), |writer| finish(*writer, &self.shared))
             }
         }
     }
@@ -242,6 +238,13 @@ impl Drop for Inner {
             tracing::error!(%error, "closing the raft log");
         }
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the log writer's thread; a simulation drives inline")]
+fn spawn_writer(writer: Writer, shared: Arc<Shared>) -> io::Result<JoinHandle<io::Result<()>>> {
+    thread::Builder::new()
+        .name("raft-log".to_owned())
+        .spawn(move || write_until_closed(writer, &shared))
 }
 
 fn write_until_closed(mut writer: Writer, shared: &Shared) -> io::Result<()> {
@@ -272,6 +275,7 @@ fn finish(mut writer: Writer, shared: &Shared) -> io::Result<()> {
 
 /// Runs `read` where blocking is allowed. Reads that miss the cache are those of a member that
 /// catches up, so they are few and large, and tokio's own blocking threads do.
+#[allow(clippy::disallowed_methods, reason = "blocks on the disk; a simulation reads inline")]
 async fn off_the_runtime<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {

@@ -193,7 +193,7 @@ impl<'a> Frame<'a> {
             u32::from_le_bytes(header[at..at + 4].try_into().expect("a slice of four bytes"))
         };
         let (crc, length, synced) = (number(0), number(4) as usize, number(8));
-        if header[13..] != [0; 3] || length > MAX_RECORD_BYTES || synced > place.offset {
+        if header[13..] != [0; 3] || length > MAX_RECORD_BYTES {
             return None;
         }
         let record = bytes.get(..HEADER_BYTES + length)?;

@@ -24,15 +24,15 @@ const ADVICE: &str = "keep the directory for examination, then either restore th
 /// What the files amount to.
 pub struct Recovered {
     pub contents: Contents,
-    /// `None` for a new log. Nothing in it counts as durable: a process that died without the
-    /// machine leaves records that are only in memory.
+    /// `None` for a new log. The last segment does not count as durable: a process that died without
+    /// the machine leaves records that are only in memory.
     pub tail: Option<Tail>,
 }
 
 /// Replays the log in `dir`, creating the directory if it is missing.
 ///
-/// Removes a segment that a crash left without its header, and cuts off a torn end. Otherwise the
-/// files stay as they are.
+/// Removes a segment that a crash left without its header, cuts off a torn end, and writes again what
+/// the last sync may not have covered. Otherwise the files stay as they are.
 ///
 /// # Errors
 ///
@@ -75,19 +75,10 @@ pub fn recover(
             cache_limit_bytes,
         };
         let is_last = at + 1 == ids.len();
-        end = replay.run(is_last)?;
-        capacity = bytes.len() as u64;
-        if is_last && !is_zero(&bytes[end as usize..]) {
-            tracing::warn!(
-                file = %segment.path.display(),
-                offset = end,
-                "cut off a torn write at the end of the raft log; it was never acknowledged"
-            );
-            // Zeros again, lest a later crash find half of this behind new records.
-            capacity = segment_bytes.max(end);
-            segment.file.set_len(end)?;
-            segment.file.allocate(capacity)?;
-            segment.file.sync()?;
+        let ends = replay.run(is_last)?;
+        end = ends.end as u64;
+        if is_last {
+            capacity = mend_end(&segment, &bytes, &ends, segment_bytes)?;
         }
         segments.push_back(segment);
     }
@@ -107,6 +98,33 @@ pub fn recover(
     Ok(Recovered { contents, tail })
 }
 
+/// Up to where a segment is known to be durable, and where its records end.
+struct Ends {
+    synced: usize,
+    end: usize,
+}
+
+/// Prepares the last segment for what will be appended. Durable when the writer syncs, which it does
+/// before it writes. Returns the length of the file.
+fn mend_end(segment: &Segment, bytes: &[u8], ends: &Ends, segment_bytes: u64) -> io::Result<u64> {
+    let mut capacity = bytes.len() as u64;
+    if !is_zero(&bytes[ends.end..]) {
+        tracing::warn!(
+            file = %segment.path.display(),
+            offset = ends.end,
+            "cutting off a torn write at the end of the raft log; it was never acknowledged"
+        );
+        // Zeros again, lest a later crash find half of this behind new records.
+        capacity = segment_bytes.max(ends.end as u64);
+        segment.file.set_len(ends.end as u64)?;
+        segment.file.allocate(capacity)?;
+    }
+    // If the last sync failed, the system may have these bytes in memory, hold them for written, and
+    // never write them. Syncing again would not help, writing again does.
+    segment.file.write_at(ends.synced as u64, &bytes[ends.synced..ends.end])?;
+    Ok(capacity)
+}
+
 struct Replay<'a> {
     contents: &'a mut Contents,
     segment: &'a mut Segment,
@@ -117,8 +135,8 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Replays the segment's records and returns where they end.
-    fn run(&mut self, is_last: bool) -> io::Result<u64> {
+    /// Replays the segment's records.
+    fn run(&mut self, is_last: bool) -> io::Result<Ends> {
         match Header::parse(self.bytes) {
             Header::Good(id) if id == self.segment.id => {}
             Header::Good(_) => {
@@ -128,7 +146,9 @@ impl Replay<'_> {
             Header::Damaged => return Err(self.damage(0, "the header is damaged")),
         }
         let mut at = segment::HEADER_BYTES;
+        let mut synced = 0;
         while let Some(frame) = self.frame(at) {
+            synced = frame.synced as usize;
             let record =
                 frame.decode().map_err(|e| self.damage(at, &format!("{e}, checksum right")))?;
             let length = frame.len();
@@ -143,7 +163,7 @@ impl Replay<'_> {
         } else if !is_zero(&self.bytes[at..]) {
             return Err(self.damage(at, "a record is damaged, and a later segment exists"));
         }
-        Ok(at as u64)
+        Ok(Ends { synced, end: at })
     }
 
     fn replay(&mut self, at: usize, length: usize, record: Record) -> io::Result<()> {
@@ -230,16 +250,27 @@ fn damage(path: &Path, offset: usize, what: &str) -> io::Error {
     )
 }
 
+/// Creates what is missing of `dir`, durably, from the top. So whatever exists has a durable parent,
+/// except perhaps the deepest: an earlier run may have been killed between making and syncing it.
 fn create_dir(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
     let mut missing = Vec::new();
-    for ancestor in dir.ancestors() {
-        if ancestor.as_os_str().is_empty() || vfs.exists(ancestor)? {
+    let mut existing = None;
+    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        if vfs.exists(ancestor)? {
+            existing = Some(ancestor);
             break;
         }
         missing.push(ancestor);
     }
-    vfs.create_dir_all(dir)?;
+    if let Some(parent) = existing.and_then(Path::parent) {
+        match vfs.sync_dir(parent) {
+            // A directory that this process may not open is not one where it made something.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
+        }
+    }
     for made in missing.into_iter().rev() {
+        vfs.create_dir_all(made)?;
         if let Some(parent) = made.parent() {
             vfs.sync_dir(parent)?;
         }

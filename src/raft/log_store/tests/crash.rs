@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::vfs::Survival;
+use crate::vfs::{Operation, Survival};
 
 /// Each state a log has been in, so that the one found after a crash can be looked up.
 struct History {
@@ -136,7 +136,7 @@ fn reopen(vfs: &MemVfs, history: &mut History) -> io::Result<LogStore> {
     let found = wait(ask(&log))?;
     assert!(
         history.allows(&found),
-        "found {found:#?}\nwhich is none of {:#?}",
+        "found {found:?}\nwhich is none of {:?}",
         &history.states[history.acknowledged..]
     );
     *history = History::new(found);
@@ -189,6 +189,11 @@ fn a_log_survives_many_crashes_in_a_row() {
                 let bound = if dice.random() { 12 } else { 120 };
                 vfs.cut_power_after(dice.random_range(0..bound));
             }
+            if dice.random_ratio(1, 4) {
+                let faults = [Operation::Sync, Operation::Write, Operation::SyncDir];
+                let fault = faults[dice.random_range(0..faults.len())];
+                vfs.fail(fault, dice.random_range(0..20), io::ErrorKind::Other);
+            }
             if let Ok(log) = reopen(&vfs, &mut history) {
                 let steps = dice.random_range(0..40);
                 let _ = live(&log, &mut history, &mut dice, steps);
@@ -196,14 +201,27 @@ fn a_log_survives_many_crashes_in_a_row() {
                     history.acknowledge();
                 }
             }
-            let survival = match dice.random_range(0..4) {
-                0 => Survival::Nothing,
-                1 => Survival::Everything,
-                _ => Survival::Some(dice.random()),
+            vfs = match dice.random_range(0..5) {
+                0 => vfs.after_power_cut(Survival::Nothing),
+                1..=2 => vfs.after_kill(),
+                _ => vfs.after_power_cut(Survival::Some(dice.random())),
             };
-            vfs = vfs.after_power_cut(survival);
         }
     }
+}
+
+#[test]
+fn what_a_failed_sync_left_in_memory_only_is_made_durable_before_it_is_believed() {
+    let vfs = MemVfs::default();
+    let log = open(&vfs).unwrap();
+    append(&log, entries(1, 0..=1));
+    vfs.fail(Operation::Sync, 0, io::ErrorKind::Other);
+    assert!(try_append(&log, entries(1, 2..=3)).is_err());
+    let next = vfs.after_kill();
+    let found = wait(ask(&open(&next).unwrap())).unwrap();
+    assert_eq!(found.entries, entries(1, 0..=3));
+    let left = next.after_power_cut(Survival::Nothing);
+    assert_eq!(wait(ask(&open(&left).unwrap())).unwrap(), found);
 }
 
 #[test]
