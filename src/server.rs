@@ -31,6 +31,8 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// A connection whose other end does not answer for this long is closed: etcd's keep-alive.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(7_200);
+/// Of a member, sooner: it may hold a snapshot half received.
+const PEER_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is under way gets this long to end when the member stops.
@@ -65,7 +67,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     };
     let (member, mut faults) = bootstrap::start(&config, world).await?;
     let (stop, stopped) = watch::channel(false);
-    let mut peer_servers = serve_peers(&member, peers, stopped.clone());
+    let mut peer_servers = serve_peers(&member, peers);
 
     let told = async {
         tokio::select! {
@@ -107,6 +109,10 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         tracing::warn!("some calls did not end in time");
         client_servers.shutdown().await;
     }
+    member.node.background().close();
+    if tokio::time::timeout(GRACE, member.node.background().wait()).await.is_err() {
+        tracing::warn!("some queue keys are left to their leases");
+    }
     peer_servers.shutdown().await;
     member.stop().await;
     tracing::info!("stopped");
@@ -134,12 +140,12 @@ async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, Serv
     Ok(listeners)
 }
 
-fn builder() -> Server {
+fn builder(keep_alive_interval: Duration) -> Server {
     Server::builder()
         .max_concurrent_streams(STREAMS_A_CONNECTION)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_interval(Some(keep_alive_interval))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .accept_http1(true)
 }
@@ -149,6 +155,7 @@ fn serve(
     listeners: Vec<TcpListener>,
     routes: &Routes,
     stopped: &watch::Receiver<bool>,
+    keep_alive_interval: Duration,
 ) {
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -156,10 +163,11 @@ fn serve(
         let routes = routes.clone();
         servers.spawn(async move {
             let stop = async move {
-                // The sender lives until the servers have ended.
-                let _ = stopped.wait_for(|stopped| *stopped).await;
+                if stopped.wait_for(|stopped| *stopped).await.is_err() {
+                    std::future::pending().await
+                }
             };
-            let mut server = builder();
+            let mut server = builder(keep_alive_interval);
             let server = server.add_routes(routes);
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
                 tracing::error!(%error, "a listener ended");
@@ -175,15 +183,11 @@ fn serve_clients(
 ) -> JoinSet<()> {
     let mut servers = JoinSet::new();
     let routes = Routes::from(api::router(member.node.clone()));
-    serve(&mut servers, listeners, &routes, &stopped);
+    serve(&mut servers, listeners, &routes, &stopped, KEEP_ALIVE_INTERVAL);
     servers
 }
 
-fn serve_peers(
-    member: &RunningMember,
-    listeners: Vec<TcpListener>,
-    stopped: watch::Receiver<bool>,
-) -> JoinSet<()> {
+fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<()> {
     let identity = member.node.identity();
     let check = PeerCheck { cluster: identity.cluster_id, member: identity.member_id };
     let raft = RaftServer::from_arc(member.peer_service.clone())
@@ -198,6 +202,8 @@ fn serve_peers(
         .add_service(tower::Layer::layer(&checked(check.clone()), forward))
         .add_service(tower::Layer::layer(&checked(check), queue));
     let mut servers = JoinSet::new();
-    serve(&mut servers, listeners, &router, &stopped);
+    // Peers are served until the member has stopped.
+    let (_, never) = watch::channel(false);
+    serve(&mut servers, listeners, &router, &never, PEER_KEEP_ALIVE_INTERVAL);
     servers
 }

@@ -49,8 +49,17 @@ const CONFINED: [Confined; 4] = [
     },
     Confined {
         words: &["prost::", "pb::"],
-        places: &["api/", "cli/", "server.rs", "pb.rs", "codec.rs", "raft/", "node/forward.rs"],
-        reason: "protobuf is for the wire: between members it stops at raft and node/forward.rs",
+        places: &[
+            "api/",
+            "cli/",
+            "server.rs",
+            "pb.rs",
+            "codec.rs",
+            "raft/",
+            "node/forward.rs",
+            "concurrency/peer_service.rs",
+        ],
+        reason: "protobuf is for the wire: between members it stops where messages are decoded",
     },
 ];
 
@@ -77,6 +86,9 @@ const NOT_IN_MACHINE: [&str; 20] = [
     "async",
     "println!",
 ];
+
+/// Where a map without an order is looked things up in and never walked through.
+const UNORDERED: [(&str, &str); 1] = [("machine/mvcc/live.rs", "HashMap")];
 
 /// Marks of unfinished work, tests included.
 const UNFINISHED: [&str; 3] = ["todo!", "unimplemented!", "dbg!"];
@@ -123,6 +135,9 @@ fn dependencies_are_named_only_where_they_belong() {
 fn the_machine_is_pure() {
     report(check_sources(|file, found| {
         for word in NOT_IN_MACHINE.iter().filter(|_| file.module() == "machine") {
+            if UNORDERED.contains(&(file.path.as_str(), *word)) {
+                continue;
+            }
             for line in lines_naming(&file.code, word) {
                 let text = format!("uses {word}: the machine has only the log to go by");
                 found.push(file.at(line, &text));

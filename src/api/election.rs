@@ -101,7 +101,8 @@ impl Election for ElectionService {
         let put = TxnOp::Put(Put {
             key: leader.key.clone(),
             value: Some(request.value),
-            lease: Some(LeaseId(leader.lease)),
+            // A key without a lease would lead for ever: without one given, it keeps its own.
+            lease: (leader.lease != 0).then_some(LeaseId(leader.lease)),
             prev_kv: false,
         });
         let (leads, revision) =

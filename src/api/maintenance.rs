@@ -84,9 +84,16 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(
         &self,
-        _request: Request<HashKvRequest>,
+        request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
-        Err(status::not_implemented("HashKV"))
+        let revision = request.into_inner().revision;
+        let hashed = self.node.hash_kv(revision).await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(header::current(&self.node)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.hash_revision,
+        }))
     }
 
     type SnapshotStream = stream::Empty<Result<SnapshotResponse, Status>>;

@@ -1,20 +1,20 @@
 //! A Lock or Campaign call on the member that the client asked.
 //!
+//! The call joins the queue with one proposal, whose outcome this member learns for certain, and
+//! if others stand before it, waits on the leader until they are gone. When the leader changes,
+//! the new one is asked to wait: the key is in the replicated queue and keeps its place.
+//!
 //! The call runs in a task of its own, which outlives the client: only the task knows what the call
-//! has made so far, so the task alone can undo it. It finds the leader, asks again when another one
-//! takes over, and ends in one of three ways: the client has its answer, the call has failed, or
-//! the client is gone and the key with it.
+//! has made, so the task alone can undo it when the client goes away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use tokio::sync::oneshot;
 
-use super::server::{self, Call, Ending, Place, Step};
-use crate::machine::{Command, Rejection, Reply};
+use super::server::{self, Place, Turn};
+use crate::machine::{Command, Enqueue, Rejection, Reply};
 use crate::node::{Failure, Node};
 use crate::raft::frame;
 use crate::types::LeaseId;
@@ -36,6 +36,7 @@ pub struct Request {
     /// [`LeaseId::NONE`] lets the server make one.
     pub lease: LeaseId,
     pub value: Bytes,
+    /// Whether a key that is there already takes `value`: a campaign's does, a lock's does not.
     pub rewrite: bool,
 }
 
@@ -46,7 +47,7 @@ pub struct Granted {
     pub lease: LeaseId,
     /// Of the key; the fencing token.
     pub create_revision: i64,
-    /// At which it became the first.
+    /// A revision at which it is the first.
     pub revision: i64,
     /// Set when the server made the lease.
     pub session_ttl_seconds: Option<i64>,
@@ -60,215 +61,197 @@ pub enum EnterFailure {
     Failed(Failure),
 }
 
+type AnswerSender = oneshot::Sender<Result<Granted, EnterFailure>>;
+
 /// Joins a queue, waits to be its first, and returns then. When the caller drops this future, what
 /// the call has made is undone.
 pub async fn enter(node: &Arc<Node>, request: Request) -> Result<Granted, EnterFailure> {
     let (answer, receiver) = oneshot::channel();
-    let task = Task { node: node.clone(), base_revision: node.store().revision(), made: None };
-    tokio::spawn(task.run(request, answer));
+    let task = Task { node: node.clone(), session: None, made: None };
+    node.background().spawn(task.run(request, answer));
     match receiver.await {
         Ok(result) => result,
         Err(_) => Err(EnterFailure::Failed(Failure::Stopping)),
     }
 }
 
-type AnswerSender = oneshot::Sender<Result<Granted, EnterFailure>>;
-
 struct Task {
     node: Arc<Node>,
-    /// The store's when the call began: a key created later is this call's, even if the answer that
-    /// said so was lost with its leader.
-    base_revision: i64,
-    /// The key that this call made.
+    /// The lease, when this call made it.
+    session: Option<LeaseId>,
+    /// The key, when this call made it.
     made: Option<Place>,
-}
-
-/// How one attempt with one leader ended.
-enum Attempt {
-    Granted {
-        place: Place,
-        revision: i64,
-    },
-    Failed(EnterFailure),
-    /// Ask the leader there is now.
-    Again,
-    /// The client went away, and what the call made is known.
-    Abandoned,
 }
 
 impl Task {
     async fn run(mut self, request: Request, mut answer: AnswerSender) {
-        let session = request.lease.is_none();
-        let lease = if session {
-            match self.make_lease().await {
-                Ok(lease) => lease,
-                Err(failure) => {
-                    let _ = answer.send(Err(EnterFailure::Failed(failure)));
-                    return;
-                }
-            }
-        } else {
-            request.lease
-        };
-        let call =
-            Call { name: request.name, lease, value: request.value, rewrite: request.rewrite };
-        let outcome = if session {
-            let node = self.node.clone();
-            tokio::select! {
-                outcome = self.attempts(&call, &mut answer) => outcome,
-                never = keep_alive(&node, lease) => never,
-            }
-        } else {
-            self.attempts(&call, &mut answer).await
-        };
-        let abandoned = match outcome {
-            Some(Ok((place, revision))) => {
-                if session && revision != place.create_revision {
-                    // It waited: its time begins now. A failure leaves what the last renewal gave.
-                    let _ = self.node.lease_renew(lease).await;
-                }
-                let granted = Granted {
-                    key: place.key.clone(),
-                    lease,
-                    create_revision: place.create_revision,
-                    revision,
-                    session_ttl_seconds: session.then_some(SESSION_TTL_SECONDS),
-                };
-                answer.send(Ok(granted)).is_err()
-            }
+        let done = match self.enter(request, &mut answer).await {
+            Some(Ok(granted)) => answer.send(Ok(granted)).is_ok(),
             Some(Err(failure)) => {
+                // What a failed call has made is of no use to its caller, there or not.
                 let _ = answer.send(Err(failure));
-                // What a failed call has made is of no use to anybody.
-                true
+                false
             }
-            None => true,
+            None => false,
         };
-        if abandoned {
-            self.undo(session.then_some(lease)).await;
+        if !done {
+            self.undo().await;
         }
     }
 
-    /// Attempt after attempt, until one is conclusive; `None` when the client went away.
-    async fn attempts(
+    /// `None` when the client went away.
+    async fn enter(
         &mut self,
-        call: &Call,
+        request: Request,
         answer: &mut AnswerSender,
-    ) -> Option<Result<(Place, i64), EnterFailure>> {
-        let mut unknown = false;
-        loop {
-            let mut roles = self.node.watch_role();
-            roles.mark_unchanged();
-            match self.attempt(call, answer, &mut unknown).await {
-                Attempt::Granted { place, revision } => return Some(Ok((place, revision))),
-                Attempt::Failed(failure) => return Some(Err(failure)),
-                Attempt::Abandoned => return None,
-                Attempt::Again => {}
+    ) -> Option<Result<Granted, EnterFailure>> {
+        let lease = match self.lease(request.lease).await {
+            Ok(lease) => lease,
+            Err(failure) => return Some(Err(EnterFailure::Failed(failure))),
+        };
+        let enqueue =
+            Enqueue { name: request.name, lease, value: request.value, rewrite: request.rewrite };
+        let (place, at_once) = match self.enqueue(enqueue).await {
+            Ok(queued) => queued,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let revision = match at_once {
+            Some(revision) => revision,
+            None => {
+                let turn = tokio::select! {
+                    turn = self.wait(&place) => turn,
+                    () = answer.closed() => return None,
+                };
+                match turn {
+                    Ok(revision) => revision,
+                    Err(failure) => return Some(Err(failure)),
+                }
             }
-            if *self.node.stopping().borrow() {
-                return Some(Err(EnterFailure::Failed(Failure::Stopping)));
-            }
-            // With an attempt of unknown outcome behind it the call goes on even without its
-            // client, until it is known what there is to undo.
-            let gone = answer.is_closed();
-            if gone && !unknown {
-                return None;
-            }
-            tokio::select! {
-                _ = roles.changed() => {}
-                () = tokio::time::sleep(RETRY_PAUSE) => {}
-                () = answer.closed(), if !gone => {}
-            }
+        };
+        if self.session.is_some() && at_once.is_none() {
+            // It waited: its time begins now. A failure leaves what the last renewal gave.
+            let _ = self.node.lease_renew(lease).await;
         }
+        Some(Ok(Granted {
+            key: place.key,
+            lease,
+            create_revision: place.create_revision,
+            revision,
+            session_ttl_seconds: self.session.map(|_| SESSION_TTL_SECONDS),
+        }))
     }
 
-    async fn attempt(
-        &mut self,
-        call: &Call,
-        answer: &mut AnswerSender,
-        unknown: &mut bool,
-    ) -> Attempt {
-        let Some(mut steps) = self.ask_leader(call).await else { return Attempt::Again };
-        let mut place: Option<Place> = None;
-        loop {
-            // Until it is known what was made, the client's going away changes nothing.
-            let step = if place.is_some() {
-                tokio::select! {
-                    biased;
-                    step = steps.next() => step,
-                    () = answer.closed() => return Attempt::Abandoned,
-                }
-            } else {
-                steps.next().await
-            };
-            match step {
-                Some(Step::Queued(queued)) => {
-                    if queued.created || (*unknown && queued.create_revision > self.base_revision) {
-                        self.made = Some(queued.clone());
-                    }
-                    *unknown = false;
-                    place = Some(queued);
-                }
-                Some(Step::Granted { revision, index }) => {
-                    let Some(place) = place else { return Attempt::Again };
-                    // The client reads its own writes where it made them.
-                    return match self.node.applied_up_to_entry(index).await {
-                        Ok(()) => Attempt::Granted { place, revision },
-                        Err(failure) => Attempt::Failed(EnterFailure::Failed(failure)),
-                    };
-                }
-                Some(Step::Ended(Ending::LeaseNotFound)) => {
-                    *unknown = false;
-                    return Attempt::Failed(EnterFailure::LeaseNotFound);
-                }
-                Some(Step::Ended(Ending::Expired)) => {
-                    return Attempt::Failed(EnterFailure::Expired);
-                }
-                Some(Step::Ended(Ending::TooManyRequests)) => {
-                    return Attempt::Failed(EnterFailure::Failed(Failure::TooManyRequests));
-                }
-                Some(Step::Ended(Ending::Moved)) => return Attempt::Again,
-                Some(Step::Ended(Ending::Unknown)) | None => {
-                    *unknown |= place.is_none();
-                    return Attempt::Again;
-                }
-            }
+    /// The client's lease, or a new one.
+    async fn lease(&mut self, given: LeaseId) -> Result<LeaseId, Failure> {
+        if !given.is_none() {
+            return Ok(given);
         }
-    }
-
-    async fn ask_leader(&self, call: &Call) -> Option<BoxStream<'static, Step>> {
-        let role = self.node.role();
-        let leader = role.leader?;
-        if leader == self.node.identity().member_id {
-            // Elected, perhaps, but not yet in a position to lead.
-            role.leading?;
-            return Some(server::enter(self.node.clone(), call.clone()));
-        }
-        let mut client = self.node.links_to(leader)?.queue();
-        let question = frame::encode(call).ok()?;
-        let answers = client.enter(question).await.ok()?.into_inner();
-        // A damaged or broken answer ends the attempt.
-        let steps = futures::stream::unfold(answers, |mut answers| async move {
-            let frame = answers.message().await.ok()??;
-            Some((frame::decode::<Step>(&frame).ok()?, answers))
-        });
-        Some(steps.boxed())
-    }
-
-    async fn make_lease(&self) -> Result<LeaseId, Failure> {
         loop {
             let id = self.node.new_lease_id();
             let grant = Command::LeaseGrant { id, ttl_seconds: SESSION_TTL_SECONDS };
             match self.node.propose(grant).await {
-                Ok(_) => return Ok(id),
+                Ok(_) => {
+                    self.session = Some(id);
+                    return Ok(id);
+                }
                 Err(Failure::Rejected(Rejection::LeaseExists(_))) => {}
                 Err(failure) => return Err(failure),
             }
         }
     }
 
-    /// Takes back what the call has made: the lease if the server made it, else the key.
-    async fn undo(self, session: Option<LeaseId>) {
-        let command = match (session, self.made) {
+    /// Joins the queue. Returns the place, and a revision at which it is the first if it is.
+    ///
+    /// Waits however long it takes, client or no client: only then is it known what was made.
+    async fn enqueue(&mut self, enqueue: Enqueue) -> Result<(Place, Option<i64>), EnterFailure> {
+        loop {
+            let applied = match self.node.propose_patiently(Command::Enqueue(enqueue.clone())).await
+            {
+                Ok(applied) => applied,
+                Err(Failure::Rejected(Rejection::LeaseNotFound(_))) => {
+                    return Err(EnterFailure::LeaseNotFound);
+                }
+                // A snapshot took the place of the entries. Asked again, it finds its key, if
+                // there is one; whose that is cannot be told, so it is left alone.
+                Err(Failure::Unknown) => continue,
+                Err(failure) => return Err(EnterFailure::Failed(failure)),
+            };
+            let Reply::Enqueued(queued) = applied.reply else {
+                unreachable!("an enqueue was answered with {:?}", applied.reply)
+            };
+            let place = Place {
+                key: queued.key,
+                create_revision: queued.create_revision,
+                index: self.node.applied_index(),
+            };
+            if queued.created {
+                self.made = Some(place.clone());
+            }
+            return Ok((place, queued.first.then_some(applied.revision)));
+        }
+    }
+
+    /// Waits for the turn of `place`, on whoever leads. Returns a revision at which it is the
+    /// first.
+    async fn wait(&self, place: &Place) -> Result<i64, EnterFailure> {
+        let renewing = async {
+            match self.session {
+                Some(lease) => keep_alive(&self.node, lease).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            turn = self.wait_on_leaders(place) => turn,
+            never = renewing => never,
+        }
+    }
+
+    async fn wait_on_leaders(&self, place: &Place) -> Result<i64, EnterFailure> {
+        let mut roles = self.node.watch_role();
+        loop {
+            let asked = *roles.borrow_and_update();
+            let turn = tokio::select! {
+                turn = self.ask_leader(place) => turn,
+                // The one that was asked may have fallen silent.
+                _ = roles.wait_for(|now| now.term != asked.term || now.leader != asked.leader) => {
+                    continue;
+                }
+            };
+            match turn {
+                Turn::Granted { revision, index } => {
+                    // The client reads its own writes where it made them.
+                    let known = self.node.applied_up_to_entry(index).await;
+                    return known.map(|()| revision).map_err(EnterFailure::Failed);
+                }
+                Turn::Gone => return Err(EnterFailure::Expired),
+                Turn::Moved => {}
+            }
+            if *self.node.stopping().borrow() {
+                return Err(EnterFailure::Failed(Failure::Stopping));
+            }
+            tokio::select! {
+                _ = roles.changed() => {}
+                () = tokio::time::sleep(RETRY_PAUSE) => {}
+            }
+        }
+    }
+
+    async fn ask_leader(&self, place: &Place) -> Turn {
+        let Some(leader) = self.node.role().leader else { return Turn::Moved };
+        if leader == self.node.identity().member_id {
+            return server::wait(&self.node, place).await;
+        }
+        let asked = async {
+            let mut client = self.node.links_to(leader)?.queue();
+            let answer = client.wait(frame::encode(place).ok()?).await.ok()?;
+            frame::decode(answer.get_ref()).ok()
+        };
+        asked.await.unwrap_or(Turn::Moved)
+    }
+
+    /// Takes back what the call has made: the lease, and the key with it, or the key alone.
+    async fn undo(self) {
+        let command = match (self.session, self.made) {
             (Some(id), _) => Command::LeaseRevoke { id },
             (None, Some(place)) => {
                 Command::Leave { key: place.key, create_revision: place.create_revision }
@@ -277,7 +260,7 @@ impl Task {
         };
         let attempts = async {
             loop {
-                match self.node.propose(command.clone()).await {
+                match self.node.propose_patiently(command.clone()).await {
                     Ok(_) | Err(Failure::Rejected(_) | Failure::Stopping) => return,
                     Err(failure) => tracing::debug!(%failure, "queue key not yet removed"),
                 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::machine::{Range, Record, View};
+use crate::machine::{Range, Record, Store};
 use crate::node::{Failure, Node};
 use crate::types::{KeyRange, LeaseId};
 use crate::watch::{Delivery, WatchSpec, WatchStream};
@@ -34,21 +34,26 @@ pub async fn leader(node: &Node, name: &[u8]) -> Result<(Option<Arc<Record>>, i6
 /// The candidates of one election, by age.
 struct Candidates {
     name: Bytes,
-    by_age: BTreeMap<i64, Arc<Record>>,
+    /// By create revision and key: one transaction may create several.
+    by_age: BTreeMap<(i64, Bytes), Arc<Record>>,
 }
 
 impl Candidates {
-    fn at(name: Bytes, view: &View) -> Candidates {
-        let query = Range { revision: view.revision(), ..Range::all(children(&name)) };
-        // The view's own revision is readable unless it was compacted since: then the next try,
-        // with a newer view, will do.
-        let records = view.range(&query).map(|reply| reply.records).unwrap_or_default();
-        let by_age = records
-            .into_iter()
-            .filter(|record| in_queue(&name, &record.key))
-            .map(|record| (record.create_revision, record))
-            .collect();
-        Candidates { name, by_age }
+    /// The candidates at a revision, and that revision.
+    fn now(name: Bytes, store: &Store) -> (Candidates, i64) {
+        let query = Range::all(children(&name));
+        loop {
+            let view = store.view();
+            // Refused only when compaction has overtaken the view: a newer one will do.
+            let Ok(reply) = view.range(&query) else { continue };
+            let by_age = reply
+                .records
+                .into_iter()
+                .filter(|record| in_queue(&name, &record.key))
+                .map(|record| ((record.create_revision, record.key.clone()), record))
+                .collect();
+            return (Candidates { name, by_age }, view.revision());
+        }
     }
 
     fn leader(&self) -> Option<&Arc<Record>> {
@@ -62,7 +67,7 @@ impl Candidates {
         if record.is_tombstone() {
             self.by_age.retain(|_, candidate| candidate.key != record.key);
         } else {
-            self.by_age.insert(record.create_revision, record.clone());
+            self.by_age.insert((record.create_revision, record.key.clone()), record.clone());
         }
     }
 }
@@ -86,13 +91,10 @@ impl Observer {
     /// Begins with what is true now.
     pub async fn begin(node: &Node, name: Bytes) -> Result<Observer, Failure> {
         node.read_barrier().await?;
-        let view = node.view();
-        let candidates = Candidates::at(name.clone(), &view);
+        let (candidates, revision) = Candidates::now(name.clone(), &node.store());
         let mut watch = node.hub().stream(Duration::from_secs(600));
-        let spec =
-            WatchSpec { prev_kv: false, ..WatchSpec::new(children(&name), view.revision() + 1) };
+        let spec = WatchSpec::new(children(&name), revision + 1);
         watch.create(spec).map_err(|_| Failure::TooManyRequests)?;
-        let revision = view.revision();
         let pending = candidates.leader().map(|record| Leader { record: record.clone(), revision });
         Ok(Observer { candidates, watch, pending: pending.into_iter().collect() })
     }

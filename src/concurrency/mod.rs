@@ -2,12 +2,12 @@
 //!
 //! The queue itself is replicated state (`machine/queue.rs`): the keys `NAME/LEASEHEX`, in the
 //! order of their create revisions. A Lock or Campaign call joins it with one command, and is
-//! granted by the entry that makes its key the first: the leader's waiters (`node/waiters.rs`) learn of it as they
-//! apply that entry, and wake this one call.
+//! granted by the entry that makes its key the first: the leader's waiters (`node/waiters.rs`)
+//! learn of it as the leader applies that entry, and this one call wakes.
 //!
-//! - [`server`]: a call on the leader;
-//! - [`client`]: the same call on the member that the client asked, which finds the leader, asks
-//!   again when another one takes over, and cleans up when the client goes away;
+//! - [`server`]: the wait, on the leader;
+//! - [`client`]: the call on the member that the client asked, which joins the queue, finds the
+//!   leader, asks again when another one takes over, and cleans up when the client goes away;
 //! - [`peer_service`]: the way from one to the other;
 //! - [`election`]: what the Election service has beyond queueing.
 

@@ -35,7 +35,7 @@ impl Machine {
     ) -> Result<Outcome, Fault> {
         self.now = self.now.max(entry.at);
         let mut edit = Edit {
-            writer: Writer::new(&self.history, batch),
+            writer: Writer::new(&self.history, &mut self.live, batch),
             leases: &mut self.leases,
             queues: &mut self.queues,
             members: &mut self.members,
@@ -101,12 +101,12 @@ impl Edit<'_> {
             Command::LeaseExpire { term: _, leases } => Ok(self.expire(leases)),
             Command::Enqueue(enqueue) => self.enqueue(enqueue),
             Command::Leave { key, create_revision } => {
-                let present = self.writer.snapshot().get(key);
+                let present = self.writer.get(key);
                 Ok(self.leave(present.filter(|it| it.create_revision == *create_revision)))
             }
             Command::Unlock { key } => {
                 let named = queue::split(key).map(|(_, lease)| lease);
-                let present = self.writer.snapshot().get(key);
+                let present = self.writer.get(key);
                 Ok(self.leave(present.filter(|record| Some(record.lease) == named)))
             }
             Command::PublishMember { id, name, client_urls } => {
@@ -122,7 +122,7 @@ impl Edit<'_> {
     }
 
     fn put(&mut self, put: &Put) -> PutReply {
-        let prev = self.writer.snapshot().get(&put.key);
+        let prev = self.writer.get(&put.key);
         // Only a transaction that deletes a key before it puts it can get here without a pair to
         // keep something of; such transactions are refused before they are proposed.
         let value = match (&put.value, &prev) {
@@ -226,7 +226,7 @@ impl Edit<'_> {
         // A key has one lease, so none comes twice.
         keys.sort_unstable();
         for key in keys {
-            let record = self.writer.snapshot().get(&key).expect("an attached key is there");
+            let record = self.writer.get(&key).expect("an attached key is there");
             self.delete(record);
         }
         ended
@@ -238,7 +238,7 @@ impl Edit<'_> {
             return Err(Rejection::LeaseNotFound(*lease));
         }
         let key = queue::key_of(name, *lease);
-        let present = self.writer.snapshot().get(&key);
+        let present = self.writer.get(&key);
         let created = present.is_none();
         let record = match present {
             Some(record) if *rewrite && record.value != value => {
@@ -306,7 +306,7 @@ impl Edit<'_> {
                 continue;
             }
             if let Some((create_revision, key)) = self.queues.first(&name).cloned() {
-                let record = self.writer.snapshot().get(&key).expect("a queued key is there");
+                let record = self.writer.get(&key).expect("a queued key is there");
                 let named = queue::split(&key).map(|(_, lease)| lease);
                 let lease_alive = Some(record.lease) == named && self.leases.contains(record.lease);
                 self.effects.push(Effect::QueueHead { key, create_revision, lease_alive });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::mvcc::{Hasher, History, NEVER_COMPACTED, Scrubber};
+use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber};
 use super::queue::Queues;
 use super::{Fault, Image, LeaseTable, Record, Store, codec, schema};
 use crate::storage::{Batch, Engine};
@@ -23,6 +23,7 @@ pub struct Machine {
     pub(super) history: Arc<History>,
     /// What readers hold: always `history`.
     store: Store,
+    pub(super) live: Live,
     pub(super) leases: LeaseTable,
     pub(super) queues: Queues,
     pub(super) members: BTreeMap<MemberId, PublishedMember>,
@@ -104,6 +105,7 @@ impl Machine {
         Machine {
             store: Store::new(history.clone()),
             history,
+            live: Live::default(),
             leases: LeaseTable::default(),
             queues: Queues::default(),
             members: BTreeMap::new(),
@@ -115,9 +117,10 @@ impl Machine {
 
     /// Finds attachments and queues in the live pairs.
     fn derive_tables(&mut self) -> Result<(), Fault> {
-        let Machine { history, leases, queues, .. } = self;
+        let Machine { history, live, leases, queues, .. } = self;
         let mut orphan = None;
         history.current().scan(&KeyRange::From(Default::default()), |record| {
+            live.note(record);
             queues.add(&record.key, record.create_revision);
             if !record.lease.is_none() && !leases.attach(record.lease, record.key.clone()) {
                 orphan = Some(record.clone());
@@ -158,7 +161,7 @@ impl Machine {
     /// The first key of the queue `name`: the lock's holder, the election's leader.
     pub fn queue_head(&self, name: &[u8]) -> Option<Arc<Record>> {
         let (_, key) = self.queues.first(name)?;
-        self.history.current().get(key)
+        self.live.get(key).cloned()
     }
 
     pub fn published_members(&self) -> &BTreeMap<MemberId, PublishedMember> {

@@ -9,6 +9,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant, SnapshotPolicy};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use super::identity::{DataDir, DataDirError};
 use super::role::{Role, RoleTracker};
@@ -22,7 +23,7 @@ use crate::raft::log_store::{LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
-use crate::raft::types::PeerNode;
+use crate::raft::types::{OnRefused, PeerNode};
 use crate::storage::{Home, StateWriter, WriterOptions};
 use crate::types::MemberId;
 use crate::vfs::Vfs;
@@ -40,6 +41,9 @@ const PURGE_BATCH: u64 = 1_024;
 /// How often a silent end of openraft is looked for. What ends it has mostly been told by then.
 const FAULT_LOOK: Duration = Duration::from_millis(100);
 
+/// The others get this long to say whether they know this member.
+const KNOWN_DEADLINE: Duration = Duration::from_millis(700);
+
 /// Compacted records removed between two turns of the applier.
 const SCRUB_BATCH: usize = 1_000;
 
@@ -55,6 +59,11 @@ pub enum StartError {
     Engine(std::io::Error),
     #[error("raft: {0}")]
     Raft(String),
+    #[error(
+        "data dir {data_dir} is empty, but the cluster knows this member: it has lost its data and \
+         must not vote as if it were new; restore the folder"
+    )]
+    LostMember { data_dir: std::path::PathBuf },
 }
 
 /// What the outside world is handed in as.
@@ -87,13 +96,18 @@ impl Faults {
     /// Returns why the member must stop, once it must.
     pub async fn wait(&mut self) -> String {
         let metrics = self.raft.metrics();
+        let mut server = self.raft.server_metrics();
         // Looked for now and then: these metrics change with every entry.
         let raft = async {
             loop {
                 if let Err(fatal) = &metrics.borrow_watched().running_state {
                     return format!("raft: {fatal}");
                 }
-                tokio::time::sleep(FAULT_LOOK).await;
+                let changed = tokio::time::timeout(FAULT_LOOK, server.changed()).await;
+                if let Ok(Err(_)) = changed {
+                    // Its task is gone, in order or by a panic.
+                    return "raft has stopped".to_owned();
+                }
             }
         };
         tokio::select! {
@@ -165,6 +179,7 @@ async fn assemble(
         calls: calls::Calls::default(),
         hub: Hub::new(store.clone()),
         applied: watch::Sender::new(state.applied.map_or(0, |applied| applied.index)),
+        refused: Notify::new(),
         lessor: Notify::new(),
         waiters: super::Waiters::default(),
     });
@@ -186,6 +201,7 @@ async fn assemble(
     .map_err(|error| StartError::Raft(error.to_string()))?;
 
     if !raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))? {
+        refuse_lost_member(config, me, &links).await?;
         raft.initialize(initial_members(config))
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
@@ -196,6 +212,11 @@ async fn assemble(
     }
 
     let (has_leader_sender, has_leader) = watch::channel(false);
+    let refusals = shared.clone();
+    let on_refused: OnRefused = Arc::new(move |call, term| {
+        refusals.calls.unsend(call, calls::Sent { term, stream: 0 });
+        refusals.refused.notify_one();
+    });
     let node = Arc::new(Node {
         limits: Limits {
             max_request_bytes: config.max_request_bytes,
@@ -220,6 +241,8 @@ async fn assemble(
         has_leader,
         writer: writer.clone(),
         stopping: watch::Sender::new(false),
+        background: TaskTracker::new(),
+        on_refused,
     });
     let contact = Arc::new(LeaderContact::new(node.clock.clone()));
     let mut tasks = JoinSet::new();
@@ -231,8 +254,34 @@ async fn assemble(
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
     tasks.spawn(node.clone().publish(config.advertise_client_urls.clone()));
-    let peer_service = Arc::new(PeerService { raft: raft.clone(), home, contact });
+    let peer_service = Arc::new(PeerService {
+        raft: raft.clone(),
+        home,
+        contact,
+        receiving: tokio::sync::Mutex::default(),
+    });
     Ok((node, raft, peer_service, tasks))
+}
+
+/// A member that comes back without its data must not vote as if it had never been: what it
+/// acknowledged would be lost. The others know of it.
+async fn refuse_lost_member(
+    config: &Config,
+    me: MemberId,
+    links: &Links,
+) -> Result<(), StartError> {
+    let others = initial_members(config).into_iter().filter(|(id, _)| *id != me.0);
+    let questions = others.map(|(id, node)| async move {
+        let mut client = links.peer(id, &node).ok()?.forward();
+        let question = crate::raft::frame::encode(&me).ok()?;
+        let answer = tokio::time::timeout(KNOWN_DEADLINE, client.known(question)).await;
+        crate::raft::frame::decode::<bool>(answer.ok()?.ok()?.get_ref()).ok()
+    });
+    // One that does not answer may not have started yet.
+    if futures::future::join_all(questions).await.contains(&Some(true)) {
+        return Err(StartError::LostMember { data_dir: config.data_dir.clone() });
+    }
+    Ok(())
 }
 
 fn raft_config(config: &Config, identity: &Identity) -> Result<openraft::Config, StartError> {
@@ -305,8 +354,22 @@ impl Node {
     /// knows a leader. Without a quorum it does not return.
     pub async fn recovered(&self) -> Result<(), super::Failure> {
         let stopped = |_| super::Failure::Stopping;
-        self.raft.wait_for_recovery(None).await.map_err(|_| super::Failure::Stopping)?;
-        self.has_leader.clone().wait_for(|has| *has).await.map(drop).map_err(stopped)
+        let found = self.raft.metrics().borrow_watched().last_log_index;
+        self.has_leader.clone().wait_for(|has| *has).await.map_err(stopped)?;
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                // What was found and never committed may be gone by now.
+                let now = metrics.borrow_and_update();
+                let wanted = found.min(now.last_log_index);
+                let committed = now.cluster_committed.map(|log_id| log_id.index);
+                let applied = now.last_applied.map(|log_id| log_id.index);
+                if committed.is_some() && committed >= wanted && applied >= wanted {
+                    return Ok(());
+                }
+            }
+            metrics.changed().await.map_err(|_| super::Failure::Stopping)?;
+        }
     }
 
     /// Keeps the role up to date with openraft, and whether a quorum follows the leader.
@@ -315,6 +378,7 @@ impl Node {
         has_leader: watch::Sender<bool>,
         contact: Arc<LeaderContact>,
     ) {
+        let mut has_leader = Some(has_leader);
         let mut server = self.raft.server_metrics();
         let metrics = self.raft.metrics();
         let mut stopping = self.stopping.subscribe();
@@ -324,7 +388,9 @@ impl Node {
         loop {
             let (term, leader, connected) = {
                 let now = server.borrow_and_update();
-                let leader = now.current_leader.map(MemberId);
+                // The vote shown is the last durable one, the leader may be of a later one.
+                let voted = now.vote.leader_id.voted_for;
+                let leader = now.current_leader.filter(|leader| *leader == voted).map(MemberId);
                 let alone = now.membership_config.voter_ids().count() == 1;
                 let term = now.vote.leader_id.term;
                 let connected = match leader {
@@ -338,13 +404,19 @@ impl Node {
                 };
                 (term, leader, connected)
             };
-            let newest = self.machine().now();
-            self.shared.role.on_raft(term, leader, newest);
-            has_leader.send_if_modified(|has| std::mem::replace(has, connected) != connected);
+            {
+                // Held so that no entry is applied between its time and the promotion.
+                let machine = self.machine();
+                self.shared.role.on_raft(term, leader, machine.now());
+            }
+            if let Some(has_leader) = &has_leader {
+                has_leader.send_if_modified(|has| std::mem::replace(has, connected) != connected);
+            }
             tokio::select! {
                 changed = server.changed() => if changed.is_err() { return },
                 _ = look.tick() => {}
-                () = told(&mut stopping) => return,
+                // Streams end with the sender; the role is still needed.
+                () = told(&mut stopping), if has_leader.is_some() => has_leader = None,
             }
         }
     }

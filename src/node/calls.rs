@@ -3,7 +3,8 @@
 //! A call is answered where its entry is applied, on the member that took it. That also tells when
 //! an entry is lost for good: the log orders all entries of a term before those of later terms, so
 //! once an entry of a later term is applied, a proposal of the earlier one that has not been seen
-//! never will be. Such a proposal is made again, and only such a one, so no write is applied twice.
+//! never will be. Such a proposal is made again; so is one that openraft refused outright, which it
+//! does while it is unsure of its leadership. No other is, so no write is applied twice.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -115,9 +116,12 @@ impl Calls {
         Some(call.payload.clone())
     }
 
-    /// Takes back what was noted of a call that was not sent after all.
-    pub fn unsend(&self, id: u64) {
-        if let Some(call) = self.lock().calls.get_mut(&id) {
+    /// Takes back that a call was sent as `sent`, because for certain nothing was appended. A call
+    /// that was sent again since is left alone.
+    pub fn unsend(&self, id: u64, sent: Sent) {
+        if let Some(call) = self.lock().calls.get_mut(&id)
+            && call.sent == Some(sent)
+        {
             call.sent = None;
         }
     }

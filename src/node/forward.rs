@@ -15,13 +15,15 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Failure, Node, locked, told};
-use crate::machine::Command;
+use super::calls::Sent;
+use super::{Failure, Node, locked};
+use crate::machine::{Command, Entry};
 use crate::pb::peer::{Frame, forward_server};
+use crate::raft::types::OnRefused;
 use crate::raft::{frame, links};
 use crate::types::{MemberId, Timestamp};
 
@@ -65,9 +67,9 @@ pub struct ProposalStream {
 }
 
 impl ProposalStream {
-    pub async fn send(&self, payload: Bytes) {
-        // A stream that has just broken takes nothing; see the header of this file.
-        let _ = self.proposals.send(payload).await;
+    /// Whether the stream took the proposal. One that has broken takes nothing.
+    pub async fn send(&self, payload: Bytes) -> bool {
+        self.proposals.send(payload).await.is_ok()
     }
 }
 
@@ -96,15 +98,13 @@ impl Node {
     /// member.
     pub(super) async fn keep_forwarding(self: Arc<Self>) {
         let mut role = self.shared.role.subscribe();
-        let mut stopping = self.stopping.subscribe();
         let mut number = 0;
         loop {
             let now = *role.borrow_and_update();
             let me = self.identity.member_id;
             let Some(leader) = now.leader.filter(|leader| *leader != me) else {
-                tokio::select! {
-                    changed = role.changed() => if changed.is_err() { return },
-                    () = told(&mut stopping) => return,
+                if role.changed().await.is_err() {
+                    return;
                 }
                 continue;
             };
@@ -124,7 +124,6 @@ impl Node {
                 () = other_leader => {
                     self.forwarder.stream.send_replace(None);
                 }
-                () = told(&mut stopping) => return,
             }
         }
     }
@@ -159,26 +158,27 @@ impl Node {
 
     /// Finds out what became of what earlier streams of the same term carried.
     async fn barrier(self: Arc<Self>, stream: ProposalStream) {
-        let lost = |sent: super::calls::Sent| {
+        let lost = |sent: Sent| {
             sent.term == stream.term && sent.stream != 0 && sent.stream < stream.number
         };
-        if self.propose_over(&stream, Command::Tick).await.is_ok() {
-            self.shared.calls.revive(lost);
-            // Wakes the router.
-            self.forwarder.stream.send_modify(|_| {});
+        let stands = |now: ProposalStream| now.number == stream.number;
+        while self.forwarder.stream(stream.term).is_some_and(stands) {
+            if self.propose_over(&stream, Command::Tick).await.is_ok() {
+                self.shared.calls.revive(lost);
+                // Wakes the router.
+                self.forwarder.stream.send_modify(|_| {});
+                return;
+            }
         }
     }
 
     async fn propose_over(&self, stream: &ProposalStream, command: Command) -> Result<(), Failure> {
-        use super::calls::Sent;
-        use crate::machine::{Entry, Origin};
-        let id = self.next_call.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let origin = Origin { member: self.identity.member_id, call: id };
-        let payload = Entry { at: Timestamp(0), origin, command }.encode();
         let sent = Sent { term: stream.term, stream: stream.number };
-        let answer = self.shared.calls.open(id, payload.clone(), Some(sent))?;
-        stream.send(payload).await;
-        self.patiently(async { answer.await.map_err(|_| Failure::Stopping)? }).await.map(drop)
+        let (mut call, payload) = self.open(command, Timestamp(0), Some(sent))?;
+        if !stream.send(payload).await {
+            return Err(Failure::NoLeader);
+        }
+        self.patiently(call.answer()).await.map(drop)
     }
 
     /// Asks the leader from when a read may be answered.
@@ -265,6 +265,12 @@ impl forward_server::Forward for ForwardService {
         Ok(Response::new(futures::stream::once(run).boxed()))
     }
 
+    async fn known(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let member: MemberId = frame::decode(request.get_ref())?;
+        let known = self.node.machine().published_members().contains_key(&member);
+        frame::encode(&known).map(Response::new)
+    }
+
     async fn read_index(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
         frame::decode::<()>(request.get_ref())?;
         let point = self.node.confirm_leadership().await;
@@ -281,13 +287,17 @@ impl Node {
         newest: Arc<tokio::sync::Mutex<u64>>,
         number: u64,
     ) -> Status {
-        let mut stopping = self.stopping.subscribe();
+        let refused = Arc::new(Notify::new());
+        let on_refused: OnRefused = {
+            let refused = refused.clone();
+            Arc::new(move |_, _| refused.notify_one())
+        };
         loop {
             let message = tokio::select! {
                 message = messages.message() => message,
-                () = told(&mut stopping) => {
-                    return Status::unavailable("stopping");
-                }
+                // Not offered again from here, where it might come behind a newer stream's
+                // barrier: the end of this stream makes the other side find out.
+                () = refused.notified() => return Status::unavailable("a proposal was refused"),
             };
             let proposals: Proposals = match message {
                 Ok(Some(message)) => match frame::decode(&message) {
@@ -309,8 +319,16 @@ impl Node {
                 return Status::aborted("replaced by a newer stream");
             }
             for payload in &proposals.payloads {
-                if self.append_if_leading(proposals.term, payload).await.is_err() {
-                    return Status::unavailable("stopping");
+                if let Err(fault) = Entry::decode(0, payload) {
+                    // It would stop every member that applied it.
+                    tracing::error!(%fault, "another member forwards what this one cannot read");
+                    continue;
+                }
+                let term = proposals.term;
+                match self.append_if_leading(0, term, payload, &on_refused).await {
+                    Ok(true) => {}
+                    Ok(false) => return Status::unavailable("not leading"),
+                    Err(_) => return Status::unavailable("stopping"),
                 }
             }
         }

@@ -48,12 +48,8 @@ impl Node {
 
     /// Renews what waits, entry by entry: runs as long as the member.
     pub(super) async fn keep_renewing(self: Arc<Self>) {
-        let mut stopping = self.stopping.subscribe();
         loop {
-            tokio::select! {
-                () = self.renewals.arrived.notified() => {}
-                () = told(&mut stopping) => return,
-            }
+            self.renewals.arrived.notified().await;
             let mut waiting = std::mem::take(&mut *locked(&self.renewals.waiting));
             while !waiting.is_empty() {
                 let rest = waiting.split_off(waiting.len().min(RENEWALS_AN_ENTRY));
@@ -74,7 +70,7 @@ impl Node {
             return;
         }
         let ids: Vec<LeaseId> = by_lease.keys().copied().collect();
-        let result = self.propose(Command::LeaseRenew { ids }).await;
+        let result = self.patiently(self.propose_patiently(Command::LeaseRenew { ids })).await;
         let results: Vec<Result<Option<i64>, Failure>> = match result.map(|applied| applied.reply) {
             Ok(Reply::LeaseRenewed(granted)) => granted.into_iter().map(Ok).collect(),
             Ok(other) => unreachable!("a renewal was answered with {other:?}"),

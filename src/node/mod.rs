@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
 
 pub use bootstrap::{Faults, Member as RunningMember, StartError, World};
 pub use calls::Answer;
@@ -41,6 +42,7 @@ use crate::machine::{Command, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer};
 use crate::raft::peer_service::RaftHandle;
+use crate::raft::types::OnRefused;
 use crate::storage::StateWriter;
 use crate::types::{ClusterId, LeaseId, MemberId};
 use crate::watch::Hub;
@@ -131,6 +133,8 @@ pub(crate) struct Shared {
     pub hub: Hub,
     /// The index of the newest entry applied here.
     pub applied: watch::Sender<u64>,
+    /// Wakes the router: openraft refused a proposal that may be made again.
+    pub refused: Notify,
     /// Wakes the lessor: a lease may end sooner than it thought, or this member leads.
     pub lessor: Notify,
     pub waiters: Waiters,
@@ -156,6 +160,10 @@ pub struct Node {
     has_leader: watch::Receiver<bool>,
     writer: Arc<StateWriter>,
     stopping: watch::Sender<bool>,
+    /// What goes on after its client has gone: the end of a member waits for it.
+    background: TaskTracker,
+    /// Told of proposals that openraft refused.
+    on_refused: OnRefused,
 }
 
 impl Node {
@@ -209,6 +217,11 @@ impl Node {
 
     pub fn waiters(&self) -> &Waiters {
         &self.shared.waiters
+    }
+
+    /// For tasks that may outlive the call that began them.
+    pub fn background(&self) -> &TaskTracker {
+        &self.background
     }
 
     /// Turns true when the member begins to stop: streams end, calls are refused.
@@ -294,7 +307,17 @@ impl Node {
     /// [`Failure::TimedOut`] or [`Failure::Unknown`] it may or may not be applied; after any other
     /// it is not.
     pub async fn propose(&self, command: Command) -> Result<Applied, Failure> {
+        if *self.stopping.borrow() {
+            return Err(Failure::Stopping);
+        }
         let answer = self.patiently(self.call(command)).await?;
+        Ok(Applied { revision: answer.revision, reply: answer.reply? })
+    }
+
+    /// [`Node::propose`] that waits however long it takes, also while the member stops: for what
+    /// must be known or undone.
+    pub async fn propose_patiently(&self, command: Command) -> Result<Applied, Failure> {
+        let answer = self.call(command).await?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
     }
 }

@@ -11,7 +11,9 @@ use openraft::ReadPolicy;
 use tokio::sync::{Notify, oneshot};
 
 use super::forward::ReadPoint;
-use super::{Failure, Node, locked, told};
+use super::{Failure, Node, locked};
+use crate::machine::HashKv;
+use crate::raft::snapshot::blocking;
 
 /// Between two rounds that found no leader, unless one turns up earlier.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -48,18 +50,14 @@ impl Node {
 
     /// Answers the reads that wait, round by round: runs as long as the member.
     pub(super) async fn keep_reading(self: Arc<Self>) {
-        let mut stopping = self.stopping.subscribe();
         loop {
-            tokio::select! {
-                () = self.reader.arrived.notified() => {}
-                () = told(&mut stopping) => return,
-            }
+            self.reader.arrived.notified().await;
             let mut waiting = std::mem::take(&mut *locked(&self.reader.waiting));
             waiting.retain(|read| !read.is_closed());
             if waiting.is_empty() {
                 continue;
             }
-            match self.round().await {
+            match self.patiently(self.round()).await {
                 Ok(point) => {
                     for read in waiting {
                         // The caller may be gone by now.
@@ -79,6 +77,14 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// The hash of the history here up to `revision`; zero and below: the current one.
+    pub async fn hash_kv(&self, revision: i64) -> Result<HashKv, Failure> {
+        let view = self.view();
+        // It reads all there is, which takes too long for the runtime.
+        let hashed = blocking(move || Ok(view.hash_kv(revision))).await;
+        Ok(hashed.map_err(|_| Failure::Stopping)??)
     }
 
     async fn round(&self) -> Result<ReadPoint, Failure> {

@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 
-use super::snapshot::{RaftState, SnapshotData, blocking, stage};
+use super::snapshot::{Outgoing, RaftState, Sending, SnapshotData, blocking, stage};
 use super::types::{LogEntry, LogId, Membership, Raft, SnapshotMeta, SnapshotOf};
 use crate::machine::{Entry, Fault, Machine, Outcome, Position};
 use crate::storage::{Batch, Engine, Home, StateWriter};
@@ -53,6 +53,7 @@ pub struct Applier {
     home: Arc<Home>,
     state: RaftState,
     observer: Observer,
+    sending: Arc<Mutex<Sending>>,
 }
 
 impl Applier {
@@ -77,7 +78,7 @@ impl Applier {
         home: Arc<Home>,
         observer: Observer,
     ) -> Applier {
-        Applier { machine, writer, home, state, observer }
+        Applier { machine, writer, home, state, observer, sending: Arc::default() }
     }
 
     /// Applies one entry; what it changes goes into `batch`.
@@ -131,7 +132,7 @@ impl Applier {
 
     fn image(&self) -> SnapshotData {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        SnapshotData::Image(Box::new(machine.image()))
+        SnapshotData::Image(Box::new(machine.image()), Outgoing::begin(&self.sending))
     }
 }
 
@@ -187,8 +188,16 @@ impl RaftStateMachine<Raft> for Applier {
         Ok(())
     }
 
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let needs_log = self.sending.lock().unwrap_or_else(PoisonError::into_inner).needs_log();
+        if needs_log && !force {
+            return None;
+        }
+        Some(self.get_snapshot_builder().await)
+    }
+
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { meta: self.meta(), data: Some(self.image()), writer: self.writer.clone() }
+        Builder { meta: self.meta(), writer: self.writer.clone() }
     }
 
     async fn install_snapshot(
@@ -205,21 +214,29 @@ impl RaftStateMachine<Raft> for Applier {
                 SnapshotData::Staged(staged) => {
                     staged.into_inner().unwrap_or_else(PoisonError::into_inner)
                 }
-                SnapshotData::Image(image) => stage(*image, &home)?,
+                SnapshotData::Image(image, _) => stage(*image, &home)?,
+                SnapshotData::Durable => {
+                    return Err(io::Error::other("a state of its own is not installed"));
+                }
             };
             let mut batch = Batch::default();
             batch.put(RAFT_STATE_KEY, stored);
-            staged.engine.apply(batch)?;
-            staged.engine.flush()?;
-            let machine = Machine::load(staged.engine.as_ref()).map_err(io::Error::other)?;
+            staged.engine().apply(batch)?;
+            staged.engine().flush()?;
+            let machine = Machine::load(staged.engine()).map_err(io::Error::other)?;
             Ok((home.activate(staged)?, machine))
         })
         .await
         .map_err(io::Error::other)?;
         let index = state.applied.map_or(0, |applied| applied.index);
-        drop(self.writer.replace(engine, index).await?);
+        let old = self.writer.replace(engine, index).await?;
         let home = self.home.clone();
-        blocking(move || home.sweep()).await.map_err(io::Error::other)?;
+        blocking(move || {
+            drop(old);
+            home.sweep()
+        })
+        .await
+        .map_err(io::Error::other)?;
 
         self.state = state;
         let mut shared = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,7 +258,6 @@ impl RaftStateMachine<Raft> for Applier {
 /// Makes a state durable that the machine was in when the builder was made.
 pub struct Builder {
     meta: SnapshotMeta,
-    data: Option<SnapshotData>,
     writer: Arc<StateWriter>,
 }
 
@@ -256,7 +272,6 @@ impl RaftSnapshotBuilder<Raft> for Builder {
                 "the state is durable up to entry {durable}, not {wanted}"
             )));
         }
-        let data = self.data.take().ok_or_else(|| io::Error::other("built twice"))?;
-        Ok(SnapshotOf { meta: self.meta.clone(), snapshot: data })
+        Ok(SnapshotOf { meta: self.meta.clone(), snapshot: SnapshotData::Durable })
     }
 }

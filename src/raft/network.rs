@@ -273,6 +273,11 @@ impl RaftNetworkV2<Raft> for Network {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Raft>, StreamingError<Raft>> {
         let mut client = self.peer().map_err(StreamingError::from)?.raft_bulk();
+        // Until the peer has answered.
+        let _outgoing = match &snapshot.snapshot {
+            SnapshotData::Image(_, outgoing) => Some(outgoing.clone()),
+            SnapshotData::Durable | SnapshotData::Staged(_) => None,
+        };
         let (chunks, outgoing) = mpsc::channel(2);
         let sending = snapshot::send(vote, snapshot, chunks, SNAPSHOT_CHUNK_DEADLINE);
         let call = async {

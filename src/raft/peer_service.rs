@@ -24,6 +24,8 @@ pub struct PeerService {
     pub raft: RaftHandle,
     pub home: Arc<Home>,
     pub contact: Arc<LeaderContact>,
+    /// Held while a snapshot is received and installed: one at a time.
+    pub receiving: tokio::sync::Mutex<()>,
 }
 
 /// When a leader was last heard of. openraft keeps naming the last leader to a member that nobody
@@ -121,6 +123,10 @@ impl raft_server::Raft for PeerService {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Frame>, Status> {
+        let _alone = self
+            .receiving
+            .try_lock()
+            .map_err(|_| Status::unavailable("a snapshot is being received"))?;
         let (vote, snapshot) = snapshot::receive(request.into_inner(), self.home.clone()).await?;
         let answer = self.raft.install_full_snapshot(vote, snapshot).await;
         frame::encode(&answer.map_err(unavailable)?).map(Response::new)

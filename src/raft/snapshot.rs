@@ -5,7 +5,7 @@
 //! receiver writes each chunk away as it comes.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,12 +19,61 @@ use crate::machine::Image;
 use crate::pb::peer::Frame;
 use crate::storage::{Batch, Home, Staged};
 
+/// A sender that is silent for longer has gone.
+const PART_DEADLINE: Duration = Duration::from_secs(10);
+/// What is received is made durable in pieces of this many chunks, so that it does not all wait in
+/// memory.
+const CHUNKS_A_FLUSH: u64 = 256;
+/// How long a member that was sent a snapshot may take to ask for the entries after it.
+const CATCH_UP: Duration = Duration::from_secs(30);
+
 /// What openraft hands around as a snapshot.
 pub enum SnapshotData {
-    /// Of this member's own state.
-    Image(Box<Image>),
+    /// Of this member's own state, to be sent.
+    Image(Box<Image>, Outgoing),
+    /// What this member has made durable in its own engine. Nobody reads it again.
+    Durable,
     /// Received, durable, not yet in use.
     Staged(Mutex<Staged>),
+}
+
+/// Held while a snapshot is on its way to another member, until that one has installed it: the log
+/// behind the snapshot must not be purged meanwhile, or the member would need the next snapshot as
+/// soon as it has this one.
+#[derive(Clone)]
+pub struct Outgoing {
+    _end: Arc<OutgoingEnd>,
+}
+
+struct OutgoingEnd(Arc<Mutex<Sending>>);
+
+/// The snapshots that are on their way.
+#[derive(Default)]
+pub struct Sending {
+    under_way: usize,
+    last_end: Option<tokio::time::Instant>,
+}
+
+impl Outgoing {
+    pub fn begin(sending: &Arc<Mutex<Sending>>) -> Outgoing {
+        sending.lock().unwrap_or_else(PoisonError::into_inner).under_way += 1;
+        Outgoing { _end: Arc::new(OutgoingEnd(sending.clone())) }
+    }
+}
+
+impl Drop for OutgoingEnd {
+    fn drop(&mut self) {
+        let mut sending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sending.under_way -= 1;
+        sending.last_end = Some(tokio::time::Instant::now());
+    }
+}
+
+impl Sending {
+    /// Whether a member may still need the log behind a snapshot that it was sent.
+    pub fn needs_log(&self) -> bool {
+        self.under_way > 0 || self.last_end.is_some_and(|end| end.elapsed() < CATCH_UP)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,7 +103,7 @@ pub async fn send(
     chunks: mpsc::Sender<Frame>,
     deadline: Duration,
 ) -> Result<(), Status> {
-    let SnapshotData::Image(mut image) = snapshot.snapshot else {
+    let SnapshotData::Image(mut image, _outgoing) = snapshot.snapshot else {
         return Err(Status::internal("a received snapshot is not sent on"));
     };
     let put = async |part: Part| {
@@ -87,9 +136,17 @@ pub async fn receive(
     mut parts: Streaming<Frame>,
     home: Arc<Home>,
 ) -> Result<(Vote, SnapshotOf), Status> {
-    let next = async |parts: &mut Streaming<Frame>| match parts.message().await? {
-        Some(part) => frame::decode::<Part>(&part),
-        None => Err(Status::data_loss("the snapshot ends early")),
+    let next = async |parts: &mut Streaming<Frame>| match tokio::time::timeout(
+        PART_DEADLINE,
+        parts.message(),
+    )
+    .await
+    {
+        Ok(part) => match part? {
+            Some(part) => frame::decode::<Part>(&part),
+            None => Err(Status::data_loss("the snapshot ends early")),
+        },
+        Err(_) => Err(Status::deadline_exceeded("the snapshot has stopped coming")),
     };
     let Part::Begin { vote, meta } = next(&mut parts).await? else {
         return Err(Status::data_loss("the snapshot has no beginning"));
@@ -101,6 +158,9 @@ pub async fn receive(
             Part::Chunk { number, pairs } if number == received => {
                 received += 1;
                 staged = blocking(move || {
+                    if received % CHUNKS_A_FLUSH == 0 {
+                        staged.engine().flush()?;
+                    }
                     write(
                         &mut staged,
                         pairs.into_iter().map(|(k, v)| (k.into_vec(), v.into_vec())),
@@ -114,7 +174,7 @@ pub async fn receive(
         }
     }
     let staged = blocking(move || {
-        staged.engine.flush()?;
+        staged.engine().flush()?;
         Ok(staged)
     })
     .await?;
@@ -135,7 +195,7 @@ fn write(staged: &mut Staged, pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -
     for (key, value) in pairs {
         batch.put(key, value);
     }
-    staged.engine.apply(batch)
+    staged.engine().apply(batch)
 }
 
 /// The place in the log and the membership that go with a state, as stored in its engine.

@@ -26,11 +26,36 @@ pub enum Home {
     Memory,
 }
 
-/// A state under construction.
+/// A state under construction. Its directory is removed when it is dropped before it was put to
+/// use.
 pub struct Staged {
-    pub engine: Box<dyn Engine>,
+    /// Taken when it is put to use or dropped.
+    engine: Option<Box<dyn Engine>>,
     /// `None` in memory.
-    directory: Option<String>,
+    place: Option<Place>,
+}
+
+struct Place {
+    name: String,
+    path: PathBuf,
+}
+
+impl Staged {
+    pub fn engine(&mut self) -> &mut dyn Engine {
+        self.engine.as_deref_mut().expect("taken only by what consumes the staged state")
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.take() {
+            drop(engine);
+            if let Some(place) = &self.place {
+                // What cannot be removed now is at the next start.
+                let _ = fs::remove_dir_all(&place.path);
+            }
+        }
+    }
 }
 
 impl Home {
@@ -72,30 +97,41 @@ impl Home {
     /// An empty engine in a place of its own.
     pub fn stage(&self) -> io::Result<Staged> {
         let Home::Disk { root, cache_bytes } = self else {
-            return Ok(Staged { engine: Box::new(Memory::default()), directory: None });
+            return Ok(Staged { engine: Some(Box::new(Memory::default())), place: None });
         };
         let highest = directories(root)?.iter().filter_map(|name| number(name)).max().unwrap_or(0);
         let name = format!("{PREFIX}{}", highest + 1);
         let path = root.join(&name);
         fs::create_dir(&path)?;
-        Ok(Staged { engine: Box::new(Sled::open(&path, *cache_bytes)?), directory: Some(name) })
+        let engine: Box<dyn Engine> = Box::new(Sled::open(&path, *cache_bytes)?);
+        Ok(Staged { engine: Some(engine), place: Some(Place { name, path }) })
     }
 
     /// Makes what was staged, and is durable in its engine, the present state. The old directory
     /// is removed by [`Home::sweep`], once its engine is closed.
-    pub fn activate(&self, staged: Staged) -> io::Result<Box<dyn Engine>> {
-        if let (Home::Disk { root, .. }, Some(name)) = (self, &staged.directory) {
+    pub fn activate(&self, mut staged: Staged) -> io::Result<Box<dyn Engine>> {
+        if let (Home::Disk { root, .. }, Some(place)) = (self, &staged.place) {
+            if !place.path.is_dir() {
+                let text = format!("{} has gone", place.path.display());
+                return Err(io::Error::new(io::ErrorKind::NotFound, text));
+            }
             sync_dir(root)?;
-            point_to(root, name)?;
+            point_to(root, &place.name)?;
         }
-        Ok(staged.engine)
+        Ok(staged.engine.take().expect("taken only by what consumes the staged state"))
     }
 
-    /// Removes every state but the present one.
+    /// Removes the states before the present one. Later ones may be under construction.
     pub fn sweep(&self) -> io::Result<()> {
         let Home::Disk { root, .. } = self else { return Ok(()) };
         let current = fs::read_to_string(root.join(CURRENT))?;
-        remove_others(root, current.trim())
+        let present = number(current.trim());
+        for name in directories(root)? {
+            if number(&name) < present {
+                fs::remove_dir_all(root.join(name))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -158,14 +194,14 @@ mod tests {
         drop(engine);
 
         let mut staged = home.stage().expect("stage");
-        put(staged.engine.as_mut(), "abandoned");
+        put(staged.engine(), "abandoned");
         drop(staged);
         let engine = home.open().expect("open");
         assert_eq!(engine.get(b"k").expect("get"), Some(b"old".to_vec()));
         drop(engine);
 
         let mut staged = home.stage().expect("stage");
-        put(staged.engine.as_mut(), "new");
+        put(staged.engine(), "new");
         drop(home.activate(staged).expect("activate"));
         home.sweep().expect("sweep");
         let engine = home.open().expect("open");

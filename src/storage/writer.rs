@@ -51,7 +51,7 @@ impl Default for WriterOptions {
             linger: Duration::from_millis(100),
             merge_bytes: 4 << 20,
             flush_bytes: 16 << 20,
-            flush_interval: Duration::from_millis(500),
+            flush_interval: Duration::from_secs(2),
         }
     }
 }

@@ -13,6 +13,7 @@ mod compaction;
 mod hash;
 mod index;
 mod journal;
+mod live;
 mod range;
 mod view;
 mod writer;
@@ -28,6 +29,7 @@ pub use view::{Changes, Store, View};
 
 pub(super) use compaction::Scrubber;
 pub(super) use hash::Hasher;
+pub(super) use live::Live;
 pub(super) use range::Snapshot;
 pub(super) use writer::Writer;
 

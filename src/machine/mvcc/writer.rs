@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{History, Snapshot};
+use super::{History, Live, Snapshot};
 use crate::machine::{Event, Record, codec, schema};
 use crate::storage::Batch;
 use crate::types::{LeaseId, Revision};
@@ -13,14 +13,15 @@ use crate::types::{LeaseId, Revision};
 /// The entry itself sees them at once, through [`Writer::snapshot`].
 pub struct Writer<'a> {
     history: &'a History,
+    live: &'a mut Live,
     batch: &'a mut Batch,
     before: i64,
     events: Vec<Event>,
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(history: &'a History, batch: &'a mut Batch) -> Writer<'a> {
-        Writer { before: history.published(), history, batch, events: Vec::new() }
+    pub fn new(history: &'a History, live: &'a mut Live, batch: &'a mut Batch) -> Writer<'a> {
+        Writer { before: history.published(), history, live, batch, events: Vec::new() }
     }
 
     pub fn batch(&mut self) -> &mut Batch {
@@ -30,6 +31,11 @@ impl<'a> Writer<'a> {
     /// The store's revision as the entry sees it: grown by one from its first change on.
     pub fn revision(&self) -> i64 {
         self.before + i64::from(!self.events.is_empty())
+    }
+
+    /// The pair of `key`, with the changes made so far.
+    pub fn get(&self, key: &[u8]) -> Option<Arc<Record>> {
+        self.live.get(key).cloned()
     }
 
     /// The state with the changes made so far.
@@ -99,6 +105,7 @@ impl<'a> Writer<'a> {
         let record = Arc::new(record);
         self.batch.put(schema::record_key(record.mod_revision), codec::encode_record(&record));
         self.history.insert(record.clone());
+        self.live.note(&record);
         self.events.push(Event { record: record.clone(), prev });
         record
     }

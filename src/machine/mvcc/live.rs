@@ -1,0 +1,33 @@
+//! The pairs that are there now, for the thread that writes.
+//!
+//! Every put asks what was there before. The index could tell, but in a long history that is a
+//! dozen cache misses, most of what applying a put would cost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::machine::Record;
+
+/// The newest record of each key that is not deleted. Never iterated: a hash map's order differs
+/// from member to member, what it holds does not.
+#[derive(Default)]
+pub struct Live {
+    pairs: HashMap<Bytes, Arc<Record>>,
+}
+
+impl Live {
+    pub fn get(&self, key: &[u8]) -> Option<&Arc<Record>> {
+        self.pairs.get(key)
+    }
+
+    /// Notes the newest record of a key, which may be a tombstone.
+    pub fn note(&mut self, record: &Arc<Record>) {
+        if record.is_tombstone() {
+            self.pairs.remove(&record.key);
+        } else {
+            self.pairs.insert(record.key.clone(), record.clone());
+        }
+    }
+}
