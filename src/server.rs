@@ -16,12 +16,13 @@ use crate::clock::{SystemClock, SystemEntropy};
 use crate::concurrency::peer_service::QueueService;
 use crate::config::{Config, ListenUrl};
 use crate::node::bootstrap;
-use crate::node::{ForwardService, RunningMember, World};
+use crate::node::{ForwardService, Identity, Limits, RunningMember, Settings, World};
 use crate::pb::peer::forward_server::ForwardServer;
 use crate::pb::peer::queue_server::QueueServer;
 use crate::pb::peer::raft_server::RaftServer;
 use crate::raft::frame::MAX_FRAME_BYTES;
 use crate::raft::links::PeerCheck;
+use crate::raft::types::PeerNode;
 use crate::vfs::OsVfs;
 
 /// Calls under way on one connection. A waiting Lock, a watch or a keep-alive is one each.
@@ -65,7 +66,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         entropy: Arc::new(SystemEntropy),
         vfs: Arc::new(OsVfs),
     };
-    let (member, mut faults) = bootstrap::start(&config, world).await?;
+    let (member, mut faults) = bootstrap::start(&settings(&config), world).await?;
     let (stop, stopped) = watch::channel(false);
     let mut peer_servers = serve_peers(&member, peers);
 
@@ -117,6 +118,35 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     member.stop().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn settings(config: &Config) -> Settings {
+    let ids = config.initial_member_ids();
+    let members = config.initial_cluster.iter().zip(ids);
+    Settings {
+        identity: Identity {
+            cluster_id: config.cluster_id(),
+            member_id: config.member_id(),
+            name: config.name.clone(),
+        },
+        data_dir: config.data_dir.clone(),
+        initial_members: members
+            .map(|((name, peer_urls), id)| {
+                (id.0, PeerNode { name: name.clone(), peer_urls: peer_urls.clone() })
+            })
+            .collect(),
+        client_urls: config.advertise_client_urls.clone(),
+        heartbeat_interval: config.heartbeat_interval,
+        election_range_ms: config.raft_election_range_ms(),
+        snapshot_count: config.snapshot_count,
+        limits: Limits {
+            max_request_bytes: config.max_request_bytes,
+            max_txn_ops: config.max_txn_ops,
+            min_lease_ttl_seconds: config.min_lease_ttl_seconds(),
+            call_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
+            election_timeout: config.election_timeout,
+        },
+    }
 }
 
 async fn drain(servers: &mut JoinSet<()>) {

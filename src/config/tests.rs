@@ -452,7 +452,7 @@ fn the_election_timeout_is_at_least_five_heartbeats() {
 
 #[test]
 fn raft_timeouts_are_a_true_range_above_the_heartbeat() {
-    assert_eq!(config(&[]).raft_election_range_ms(), (500, 600));
+    assert_eq!(config(&[]).raft_election_range_ms(), (300, 600));
     let mut config = config(&[]);
     for heartbeat_ms in (1..50).chain([100, 777, 10_000]) {
         for slack_ms in 0..20 {

@@ -1,6 +1,7 @@
 //! From a data directory to a running member.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +16,6 @@ use super::identity::{DataDir, DataDirError};
 use super::role::{Role, RoleTracker};
 use super::{Identity, Limits, Node, Shared, calls, forward, lessor, read, told};
 use crate::clock::{Clock, Entropy};
-use crate::config::Config;
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer};
 use crate::raft::links::Links;
@@ -63,7 +63,24 @@ pub enum StartError {
         "data dir {data_dir} is empty, but the cluster knows this member: it has lost its data and \
          must not vote as if it were new; restore the folder"
     )]
-    LostMember { data_dir: std::path::PathBuf },
+    LostMember { data_dir: PathBuf },
+}
+
+/// What a member is told about itself and its cluster. All rules between the values hold.
+pub struct Settings {
+    pub identity: Identity,
+    pub data_dir: PathBuf,
+    /// Of a cluster that begins with this start.
+    pub initial_members: BTreeMap<u64, PeerNode>,
+    /// Where clients reach this member.
+    pub client_urls: Vec<String>,
+    pub heartbeat_interval: Duration,
+    /// The shortest and the longest time without a leader before this member stands for election,
+    /// in milliseconds.
+    pub election_range_ms: (u64, u64),
+    /// Entries between two snapshots, and so between two purges of the log.
+    pub snapshot_count: u64,
+    pub limits: Limits,
 }
 
 /// What the outside world is handed in as.
@@ -126,13 +143,9 @@ impl Faults {
 
 /// Opens the data directory, recovers log and state, and starts the member. It talks to its peers
 /// from now on, but clients are to be served only after [`Node::recovered`].
-pub async fn start(config: &Config, world: World) -> Result<(Member, Faults), StartError> {
-    let identity = Identity {
-        cluster_id: config.cluster_id(),
-        member_id: config.member_id(),
-        name: config.name.clone(),
-    };
-    let data_dir = DataDir::open(&config.data_dir, &identity)?;
+pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults), StartError> {
+    let identity = settings.identity.clone();
+    let data_dir = DataDir::open(&settings.data_dir, &identity)?;
     let home = Arc::new(Home::Disk { root: data_dir.state(), cache_bytes: ENGINE_CACHE_BYTES });
 
     let opening = home.clone();
@@ -154,7 +167,7 @@ pub async fn start(config: &Config, world: World) -> Result<(Member, Faults), St
         .map_err(StartError::Log)?;
     let faults_log = log.watch_fault();
     let (node, raft, peer_service, tasks) =
-        assemble(config, identity, world, home, machine, state, writer.clone(), log.clone())
+        assemble(settings, identity, world, home, machine, state, writer.clone(), log.clone())
             .await?;
     let faults = Faults { log: faults_log, state: writer.fault(), raft: raft.clone() };
     let member = Member { node, peer_service, raft, writer, tasks, log, _data_dir: data_dir };
@@ -163,7 +176,7 @@ pub async fn start(config: &Config, world: World) -> Result<(Member, Faults), St
 
 #[allow(clippy::too_many_arguments, reason = "the parts of a member, each made once")]
 async fn assemble(
-    config: &Config,
+    settings: &Settings,
     identity: Identity,
     world: World,
     home: Arc<Home>,
@@ -192,7 +205,7 @@ async fn assemble(
     let links = Arc::new(Links::new(identity.cluster_id, me));
     let raft = RaftHandle::new(
         me.0,
-        Arc::new(raft_config(config, &identity)?),
+        Arc::new(raft_config(settings, &identity)?),
         NetworkFactory { links: links.clone() },
         log,
         applier,
@@ -201,8 +214,8 @@ async fn assemble(
     .map_err(|error| StartError::Raft(error.to_string()))?;
 
     if !raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))? {
-        refuse_lost_member(config, me, &links).await?;
-        raft.initialize(initial_members(config))
+        refuse_lost_member(settings, me, &links).await?;
+        raft.initialize(settings.initial_members.clone())
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
     }
@@ -218,13 +231,7 @@ async fn assemble(
         refusals.refused.notify_one();
     });
     let node = Arc::new(Node {
-        limits: Limits {
-            max_request_bytes: config.max_request_bytes,
-            max_txn_ops: config.max_txn_ops,
-            min_lease_ttl_seconds: config.min_lease_ttl_seconds(),
-            call_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
-            election_timeout: config.election_timeout,
-        },
+        limits: settings.limits.clone(),
         next_call: AtomicU64::new(world.entropy.random_u64()),
         identity,
         clock: world.clock,
@@ -253,7 +260,7 @@ async fn assemble(
     tasks.spawn(node.clone().keep_expiring());
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
-    tasks.spawn(node.clone().publish(config.advertise_client_urls.clone()));
+    tasks.spawn(node.clone().publish(settings.client_urls.clone()));
     let peer_service = Arc::new(PeerService {
         raft: raft.clone(),
         home,
@@ -266,38 +273,38 @@ async fn assemble(
 /// A member that comes back without its data must not vote as if it had never been: what it
 /// acknowledged would be lost. The others know of it.
 async fn refuse_lost_member(
-    config: &Config,
+    settings: &Settings,
     me: MemberId,
     links: &Links,
 ) -> Result<(), StartError> {
-    let others = initial_members(config).into_iter().filter(|(id, _)| *id != me.0);
+    let others = settings.initial_members.iter().filter(|(id, _)| **id != me.0);
     let questions = others.map(|(id, node)| async move {
-        let mut client = links.peer(id, &node).ok()?.forward();
+        let mut client = links.peer(*id, node).ok()?.forward();
         let question = crate::raft::frame::encode(&me).ok()?;
         let answer = tokio::time::timeout(KNOWN_DEADLINE, client.known(question)).await;
         crate::raft::frame::decode::<bool>(answer.ok()?.ok()?.get_ref()).ok()
     });
     // One that does not answer may not have started yet.
     if futures::future::join_all(questions).await.contains(&Some(true)) {
-        return Err(StartError::LostMember { data_dir: config.data_dir.clone() });
+        return Err(StartError::LostMember { data_dir: settings.data_dir.clone() });
     }
     Ok(())
 }
 
-fn raft_config(config: &Config, identity: &Identity) -> Result<openraft::Config, StartError> {
-    let (election_timeout_min, election_timeout_max) = config.raft_election_range_ms();
-    let heartbeat_interval = u64::try_from(config.heartbeat_interval.as_millis())
+fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Config, StartError> {
+    let (election_timeout_min, election_timeout_max) = settings.election_range_ms;
+    let heartbeat_interval = u64::try_from(settings.heartbeat_interval.as_millis())
         .map_err(|_| StartError::Raft("the heartbeat interval is too long".to_owned()))?;
     let raft = openraft::Config {
         cluster_name: identity.cluster_id.to_string(),
         heartbeat_interval,
         election_timeout_min,
         election_timeout_max,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_count),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.snapshot_count),
         max_in_snapshot_log_to_keep: ENTRIES_KEPT,
         purge_batch_size: PURGE_BATCH,
         // A follower behind this is sent a snapshot even though the log still reaches it.
-        replication_lag_threshold: config.snapshot_count.saturating_add(10 * ENTRIES_KEPT),
+        replication_lag_threshold: settings.snapshot_count.saturating_add(10 * ENTRIES_KEPT),
         install_snapshot_timeout: 600_000,
         broadcast_submitted_on_append: Some(true),
         enable_pre_vote: Some(true),
@@ -307,16 +314,6 @@ fn raft_config(config: &Config, identity: &Identity) -> Result<openraft::Config,
         ..openraft::Config::default()
     };
     raft.validate().map_err(|error| StartError::Raft(error.to_string()))
-}
-
-fn initial_members(config: &Config) -> BTreeMap<u64, PeerNode> {
-    let ids = config.initial_member_ids();
-    let members = config.initial_cluster.iter().zip(ids);
-    members
-        .map(|((name, peer_urls), id)| {
-            (id.0, PeerNode { name: name.clone(), peer_urls: peer_urls.clone() })
-        })
-        .collect()
 }
 
 /// Tells the member's parts of each applied entry.

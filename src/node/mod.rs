@@ -30,7 +30,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-pub use bootstrap::{Faults, Member as RunningMember, StartError, World};
+pub use bootstrap::{Faults, Member as RunningMember, Settings, StartError, World};
 pub use calls::Answer;
 pub use forward::ForwardService;
 pub use identity::Identity;
@@ -181,7 +181,7 @@ impl Node {
             cluster_id: self.identity.cluster_id,
             member_id: self.identity.member_id,
             revision: self.store.revision(),
-            raft_term: self.shared.role.get().term,
+            raft_term: client_term(self.shared.role.get().term),
         }
     }
 
@@ -279,7 +279,7 @@ impl Node {
         let bytes = self.writer.size_bytes();
         Status {
             leader: self.leader(),
-            raft_term: metrics.current_term,
+            raft_term: client_term(metrics.current_term),
             raft_index: metrics.last_log_index.unwrap_or(0),
             applied_index: *self.shared.applied.borrow(),
             db_size_bytes: bytes,
@@ -320,6 +320,12 @@ impl Node {
         let answer = self.call(command).await?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
     }
+}
+
+/// A term as clients see it. openraft writes a cluster's first entry in term 0, etcd in term 1, and
+/// etcd's clients take 0 for "none": so theirs are one higher.
+fn client_term(term: u64) -> u64 {
+    term + 1
 }
 
 /// Returns once `signal` is true, or will never be.
