@@ -6,15 +6,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use openraft::SnapshotPolicy;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::{Instant, SnapshotPolicy};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::identity::{DataDir, DataDirError};
-use super::role::{Role, RoleTracker};
-use super::{Identity, Limits, Node, Shared, calls, forward, lessor, read, told};
+use super::role::RoleTracker;
+use super::{Identity, Limits, Node, Shared, calls, forward, lessor, read};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer};
@@ -43,9 +43,6 @@ const FAULT_LOOK: Duration = Duration::from_millis(100);
 
 /// The others get this long to say whether they know this member.
 const KNOWN_DEADLINE: Duration = Duration::from_millis(700);
-
-/// Compacted records removed between two turns of the applier.
-const SCRUB_BATCH: usize = 1_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -144,47 +141,53 @@ impl Faults {
 /// Opens the data directory, recovers log and state, and starts the member. It talks to its peers
 /// from now on, but clients are to be served only after [`Node::recovered`].
 pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults), StartError> {
-    let identity = settings.identity.clone();
-    let data_dir = DataDir::open(&settings.data_dir, &identity)?;
-    let home = Arc::new(Home::Disk { root: data_dir.state(), cache_bytes: ENGINE_CACHE_BYTES });
-
-    let opening = home.clone();
-    let opened = blocking(move || {
-        let engine = opening.open()?;
-        let loaded = Applier::load(engine.as_ref());
-        Ok((engine, loaded))
-    });
-    let (engine, loaded) = opened
-        .await
-        .map_err(|status| StartError::Engine(std::io::Error::other(status.message().to_owned())))?;
-    let (machine, state) = loaded?;
-    let applied_index = state.applied.map_or(0, |applied| applied.index);
-    let writer = StateWriter::start(engine, applied_index, WriterOptions::default())
-        .map_err(StartError::Engine)?;
-    let writer = Arc::new(writer);
-
-    let log = LogStore::open(world.vfs.clone(), data_dir.log(), LogOptions::default())
-        .map_err(StartError::Log)?;
-    let faults_log = log.watch_fault();
-    let (node, raft, peer_service, tasks) =
-        assemble(settings, identity, world, home, machine, state, writer.clone(), log.clone())
-            .await?;
-    let faults = Faults { log: faults_log, state: writer.fault(), raft: raft.clone() };
+    let data_dir = DataDir::open(&settings.data_dir, &settings.identity)?;
+    let stores = Stores::open(&data_dir, world.vfs.clone()).await?;
+    let (log, writer) = (stores.log.clone(), stores.writer.clone());
+    let (node, peer_service, tasks) = assemble(settings, world, stores).await?;
+    let raft = peer_service.raft.clone();
+    let faults = Faults { log: log.watch_fault(), state: writer.fault(), raft: raft.clone() };
     let member = Member { node, peer_service, raft, writer, tasks, log, _data_dir: data_dir };
     Ok((member, faults))
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of a member, each made once")]
-async fn assemble(
-    settings: &Settings,
-    identity: Identity,
-    world: World,
+/// What a member keeps on disk, opened and read.
+struct Stores {
     home: Arc<Home>,
     machine: Machine,
     state: RaftState,
     writer: Arc<StateWriter>,
     log: LogStore,
-) -> Result<(Arc<Node>, RaftHandle, Arc<PeerService>, JoinSet<()>), StartError> {
+}
+
+impl Stores {
+    async fn open(data_dir: &DataDir, vfs: Arc<dyn Vfs>) -> Result<Stores, StartError> {
+        let home = Arc::new(Home::Disk { root: data_dir.state(), cache_bytes: ENGINE_CACHE_BYTES });
+        let opening = home.clone();
+        let opened = blocking(move || {
+            let engine = opening.open()?;
+            let loaded = Applier::load(engine.as_ref());
+            Ok((engine, loaded))
+        });
+        let failed = |status: tonic::Status| std::io::Error::other(status.message().to_owned());
+        let (engine, loaded) = opened.await.map_err(|status| StartError::Engine(failed(status)))?;
+        let (machine, state) = loaded?;
+        let applied_index = state.applied.map_or(0, |applied| applied.index);
+        let writer = StateWriter::start(engine, applied_index, WriterOptions::default())
+            .map_err(StartError::Engine)?;
+        let log =
+            LogStore::open(vfs, data_dir.log(), LogOptions::default()).map_err(StartError::Log)?;
+        Ok(Stores { home, machine, state, writer: Arc::new(writer), log })
+    }
+}
+
+async fn assemble(
+    settings: &Settings,
+    world: World,
+    stores: Stores,
+) -> Result<(Arc<Node>, Arc<PeerService>, JoinSet<()>), StartError> {
+    let Stores { home, machine, state, writer, log } = stores;
+    let identity = settings.identity.clone();
     let me = identity.member_id;
     let store = machine.store();
     let shared = Arc::new(Shared {
@@ -203,26 +206,12 @@ async fn assemble(
     let observer = observer(me, shared.clone(), scrub.clone());
     let applier = Applier::new(machine.clone(), state, writer.clone(), home.clone(), observer);
     let links = Arc::new(Links::new(identity.cluster_id, me));
-    let raft = RaftHandle::new(
-        me.0,
-        Arc::new(raft_config(settings, &identity)?),
-        NetworkFactory { links: links.clone() },
-        log,
-        applier,
-    )
-    .await
-    .map_err(|error| StartError::Raft(error.to_string()))?;
-
-    if !raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))? {
-        refuse_lost_member(settings, me, &links).await?;
-        raft.initialize(settings.initial_members.clone())
-            .await
-            .map_err(|error| StartError::Raft(error.to_string()))?;
-    }
-    if raft.voter_ids().eq([me.0]) {
-        // Nobody else could be elected: there is nothing to wait for.
-        raft.trigger().elect(false).await.map_err(|error| StartError::Raft(error.to_string()))?;
-    }
+    let config = Arc::new(raft_config(settings, &identity)?);
+    let network = NetworkFactory { links: links.clone() };
+    let raft = RaftHandle::new(me.0, config, network, log, applier)
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))?;
+    begin_cluster(settings, me, &links, &raft).await?;
 
     let (has_leader_sender, has_leader) = watch::channel(false);
     let refusals = shared.clone();
@@ -246,7 +235,7 @@ async fn assemble(
         forwarder: forward::Forwarder::new(),
         streams: forward::Streams::default(),
         has_leader,
-        writer: writer.clone(),
+        writer,
         stopping: watch::Sender::new(false),
         background: TaskTracker::new(),
         on_refused,
@@ -261,13 +250,29 @@ async fn assemble(
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
     tasks.spawn(node.clone().publish(settings.client_urls.clone()));
-    let peer_service = Arc::new(PeerService {
-        raft: raft.clone(),
-        home,
-        contact,
-        receiving: tokio::sync::Mutex::default(),
-    });
-    Ok((node, raft, peer_service, tasks))
+    let peer_service =
+        Arc::new(PeerService { raft, home, contact, receiving: tokio::sync::Mutex::default() });
+    Ok((node, peer_service, tasks))
+}
+
+/// Begins the cluster on the first start.
+async fn begin_cluster(
+    settings: &Settings,
+    me: MemberId,
+    links: &Links,
+    raft: &RaftHandle,
+) -> Result<(), StartError> {
+    if !raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))? {
+        refuse_lost_member(settings, me, links).await?;
+        raft.initialize(settings.initial_members.clone())
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+    }
+    if raft.voter_ids().eq([me.0]) {
+        // Nobody else could be elected: there is nothing to wait for.
+        raft.trigger().elect(false).await.map_err(|error| StartError::Raft(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// A member that comes back without its data must not vote as if it had never been: what it
@@ -344,144 +349,4 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
         shared.applied.send_replace(position.index);
         shared.role.on_applied(position.term, machine.now());
     })
-}
-
-impl Node {
-    /// Returns once this member has applied everything it may ever have shown to a client, and
-    /// knows a leader. Without a quorum it does not return.
-    pub async fn recovered(&self) -> Result<(), super::Failure> {
-        let stopped = |_| super::Failure::Stopping;
-        let found = self.raft.metrics().borrow_watched().last_log_index;
-        self.has_leader.clone().wait_for(|has| *has).await.map_err(stopped)?;
-        let mut metrics = self.raft.metrics();
-        loop {
-            {
-                // What was found and never committed may be gone by now.
-                let now = metrics.borrow_and_update();
-                let wanted = found.min(now.last_log_index);
-                let committed = now.cluster_committed.map(|log_id| log_id.index);
-                let applied = now.last_applied.map(|log_id| log_id.index);
-                if committed.is_some() && committed >= wanted && applied >= wanted {
-                    return Ok(());
-                }
-            }
-            metrics.changed().await.map_err(|_| super::Failure::Stopping)?;
-        }
-    }
-
-    /// Keeps the role up to date with openraft, and whether a quorum follows the leader.
-    async fn follow_raft(
-        self: Arc<Self>,
-        has_leader: watch::Sender<bool>,
-        contact: Arc<LeaderContact>,
-    ) {
-        let mut has_leader = Some(has_leader);
-        let mut server = self.raft.server_metrics();
-        let metrics = self.raft.metrics();
-        let mut stopping = self.stopping.subscribe();
-        // How often a silent loss of the quorum is looked for.
-        let mut look = tokio::time::interval(self.limits.election_timeout / 4);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let (term, leader, connected) = {
-                let now = server.borrow_and_update();
-                // The vote shown is the last durable one, the leader may be of a later one.
-                let voted = now.vote.leader_id.voted_for;
-                let leader = now.current_leader.filter(|leader| *leader == voted).map(MemberId);
-                let alone = now.membership_config.voter_ids().count() == 1;
-                let term = now.vote.leader_id.term;
-                let connected = match leader {
-                    None => false,
-                    Some(leader) if leader == self.identity.member_id => {
-                        let patience = self.limits.election_timeout;
-                        let heard = metrics.borrow_watched().last_quorum_acked;
-                        alone || heard.is_some_and(|heard| heard.elapsed() <= patience)
-                    }
-                    Some(_) => contact.within(self.limits.election_timeout),
-                };
-                (term, leader, connected)
-            };
-            {
-                // Held so that no entry is applied between its time and the promotion.
-                let machine = self.machine();
-                self.shared.role.on_raft(term, leader, machine.now());
-            }
-            if let Some(has_leader) = &has_leader {
-                has_leader.send_if_modified(|has| std::mem::replace(has, connected) != connected);
-            }
-            tokio::select! {
-                changed = server.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-                // Streams end with the sender; the role is still needed.
-                () = told(&mut stopping), if has_leader.is_some() => has_leader = None,
-            }
-        }
-    }
-
-    /// Removes compacted history, a little at a time, between the entries that are applied.
-    async fn keep_scrubbing(self: Arc<Self>, wanted: Arc<Notify>) {
-        let mut stopping = self.stopping.subscribe();
-        loop {
-            tokio::select! {
-                () = wanted.notified() => {}
-                () = told(&mut stopping) => return,
-            }
-            loop {
-                let step = self
-                    .raft
-                    .with_state_machine(|applier: &mut Applier| {
-                        Box::pin(applier.scrub(SCRUB_BATCH))
-                    })
-                    .await;
-                match step {
-                    Ok(Ok(true)) => tokio::time::sleep(Duration::from_millis(2)).await,
-                    Ok(Ok(false)) => break,
-                    // The member stops: its faults say why.
-                    Ok(Err(_)) | Err(_) => return,
-                }
-            }
-        }
-    }
-
-    /// Tells the cluster how clients reach this member.
-    async fn publish(self: Arc<Self>, client_urls: Vec<String>) {
-        let mut stopping = self.stopping.subscribe();
-        let me = self.identity.member_id;
-        let attempts = async {
-            loop {
-                let known = self.machine().published_members().get(&me).cloned();
-                if known.is_some_and(|known| {
-                    known.name == self.identity.name && known.client_urls == client_urls
-                }) {
-                    return;
-                }
-                let name = self.identity.name.clone();
-                let client_urls = client_urls.clone();
-                let command = Command::PublishMember { id: me, name, client_urls };
-                if let Err(failure) = self.propose(command).await {
-                    tracing::debug!(%failure, "not yet published");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        };
-        tokio::select! {
-            () = attempts => {}
-            () = told(&mut stopping) => {}
-        }
-    }
-
-    /// The index of the newest entry applied here.
-    pub(crate) fn applied_index(&self) -> u64 {
-        *self.shared.applied.borrow()
-    }
-
-    /// Waits until entry `index` is applied here.
-    pub(crate) async fn applied_up_to_entry(&self, index: u64) -> Result<(), super::Failure> {
-        self.patiently(self.applied_up_to(index)).await
-    }
-
-    /// Whether this member leads now.
-    pub fn is_leading(role: &Role) -> bool {
-        role.leading.is_some()
-    }
 }

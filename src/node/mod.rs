@@ -8,7 +8,7 @@
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
 //! - [`lessor`]: renewals together, and the end of leases;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
-//! - [`bootstrap`]: from a data directory to a running member.
+//! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back.
 
 pub mod bootstrap;
 mod calls;
@@ -19,6 +19,7 @@ mod propose;
 mod read;
 mod role;
 mod shutdown;
+mod upkeep;
 mod waiters;
 
 use std::collections::BTreeMap;

@@ -256,3 +256,83 @@ async fn a_leader_asked_to_end_ends_well_and_writes_go_on() {
     cluster.restart(leader).await;
     report(&format!("{:?}", load.finish(&cluster).await));
 }
+
+/// The leader's lease runs out while it stands still, but not long enough for another to be
+/// elected: what it is asked next it must refuse for a moment, and nobody may be left waiting.
+#[tokio::test]
+async fn a_leader_that_stood_still_for_a_moment_leaves_no_write_waiting() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    for round in 0..5 {
+        let pause = signal(cluster.pid(leader), "STOP");
+        assert!(pause, "the leader can be paused");
+        let mut writes = tokio::task::JoinSet::new();
+        for member in 0..cluster.size() {
+            let mut client = cluster.client(member).await;
+            writes.spawn(async move {
+                for n in 0..20 {
+                    client.put(format!("{round}/{member}/{n}"), "v", None).await?;
+                }
+                Ok::<_, etcd_client::Error>(())
+            });
+        }
+        // Long enough for the lease, too short for an election.
+        tokio::time::sleep(Duration::from_millis(750)).await;
+        assert!(signal(cluster.pid(leader), "CONT"), "the leader can go on");
+        let all = async {
+            while let Some(done) = writes.join_next().await {
+                done.expect("no panic").expect("a put");
+            }
+        };
+        within(Duration::from_secs(4), "writes after a pause of the leader", all).await;
+    }
+}
+
+/// A member that was away for longer than the log reaches back gets the whole state.
+#[tokio::test]
+async fn a_member_far_behind_catches_up_by_a_snapshot() {
+    // The flag is etcd's too; both keep another 5,000 entries behind a snapshot.
+    const WRITES: usize = 12_000;
+    let mut cluster = Cluster::start_with(3, &["--snapshot-count=1000"]).await;
+    let leader = cluster.leader().await;
+    let away = cluster.others(leader)[0];
+    let mut client = cluster.client(leader).await;
+    let id = lease(&mut client).await;
+    let leased = PutOptions::new().with_lease(id);
+    client.put("leased", "v", Some(leased)).await.expect("a put");
+    cluster.kill(away);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..64 {
+        let mut client = client.clone();
+        writers.spawn(async move {
+            for n in 0..WRITES / 64 {
+                client.put(format!("{writer}/{}", n % 100), n.to_string(), None).await?;
+            }
+            Ok::<_, etcd_client::Error>(())
+        });
+    }
+    while let Some(done) = writers.join_next().await {
+        done.expect("no panic").expect("a put");
+    }
+    cluster.restart(away).await;
+    let mut behind = cluster.client(away).await;
+    let answer = behind.get("leased", None).await.expect("a linearizable range");
+    assert_eq!(answer.kvs()[0].lease(), id);
+    let revision = answer.header().expect("a header").revision();
+    let ours = behind.hash_kv(revision).await.expect("a hash").hash();
+    let theirs = client.hash_kv(revision).await.expect("a hash").hash();
+    assert_eq!(ours, theirs, "at revision {revision}");
+    client.lease_revoke(id).await.expect("a revoke");
+    eventually(SOON, "the key of the revoked lease goes there too", || {
+        let mut behind = behind.clone();
+        async move { behind.get("leased", None).await.ok()?.kvs().is_empty().then_some(()) }
+    })
+    .await;
+}
+
+/// Sends `kill -NAME` to a process of the test's own.
+fn signal(pid: u32, name: &str) -> bool {
+    let mut kill = std::process::Command::new("kill");
+    let status = kill.args([format!("-{name}"), pid.to_string()]).status();
+    status.is_ok_and(|status| status.success())
+}

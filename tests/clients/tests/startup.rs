@@ -110,6 +110,20 @@ async fn data_of_another_member_or_cluster_is_refused() {
     works(&cluster).await;
 }
 
+/// It would vote as if it had confirmed nothing, and what it confirmed would be lost.
+#[tokio::test]
+async fn a_member_that_lost_its_data_is_refused() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.kill(2);
+    std::fs::remove_dir_all(cluster.dir().join("m3")).expect("the data can be removed");
+    let culprit = if target_is_etcd() { "already been bootstrapped" } else { "lost its data" };
+    for _ in 0..2 {
+        let arguments = cluster.arguments(2).to_vec();
+        refuses(run_to_end(cluster.dir(), &arguments, REFUSAL).await, culprit);
+    }
+    works(&cluster).await;
+}
+
 #[tokio::test]
 async fn wrong_flags_are_refused() {
     // With ports of its own, should the flag be taken after all.

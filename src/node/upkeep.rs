@@ -1,0 +1,153 @@
+//! What a running member does all the time: follow openraft, remove compacted history, make itself
+//! known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::Instant;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::{Notify, watch};
+
+use super::{Node, told};
+use crate::machine::Command;
+use crate::raft::applier::Applier;
+use crate::raft::peer_service::LeaderContact;
+use crate::types::MemberId;
+
+/// Compacted records removed between two turns of the applier.
+const SCRUB_BATCH: usize = 1_000;
+
+impl Node {
+    /// Returns once this member has applied everything it may ever have shown to a client, and
+    /// knows a leader. Without a quorum it does not return.
+    pub async fn recovered(&self) -> Result<(), super::Failure> {
+        let stopped = |_| super::Failure::Stopping;
+        let found = self.raft.metrics().borrow_watched().last_log_index;
+        self.has_leader.clone().wait_for(|has| *has).await.map_err(stopped)?;
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                // What was found and never committed may be gone by now.
+                let now = metrics.borrow_and_update();
+                let wanted = found.min(now.last_log_index);
+                let committed = now.cluster_committed.map(|log_id| log_id.index);
+                let applied = now.last_applied.map(|log_id| log_id.index);
+                if committed.is_some() && committed >= wanted && applied >= wanted {
+                    return Ok(());
+                }
+            }
+            metrics.changed().await.map_err(|_| super::Failure::Stopping)?;
+        }
+    }
+
+    /// Keeps the role up to date with openraft, and whether a quorum follows the leader.
+    pub(super) async fn follow_raft(
+        self: Arc<Self>,
+        has_leader: watch::Sender<bool>,
+        contact: Arc<LeaderContact>,
+    ) {
+        let mut has_leader = Some(has_leader);
+        let mut server = self.raft.server_metrics();
+        let metrics = self.raft.metrics();
+        let mut stopping = self.stopping.subscribe();
+        // How often a silent loss of the quorum is looked for.
+        let mut look = tokio::time::interval(self.limits.election_timeout / 4);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let (term, leader, connected) = {
+                let now = server.borrow_and_update();
+                // The vote shown is the last durable one, the leader may be of a later one.
+                let voted = now.vote.leader_id.voted_for;
+                let leader = now.current_leader.filter(|leader| *leader == voted).map(MemberId);
+                let alone = now.membership_config.voter_ids().count() == 1;
+                let term = now.vote.leader_id.term;
+                let connected = match leader {
+                    None => false,
+                    Some(leader) if leader == self.identity.member_id => {
+                        let patience = self.limits.election_timeout;
+                        let heard = metrics.borrow_watched().last_quorum_acked;
+                        alone || heard.is_some_and(|heard| heard.elapsed() <= patience)
+                    }
+                    Some(_) => contact.within(self.limits.election_timeout),
+                };
+                (term, leader, connected)
+            };
+            {
+                // Held so that no entry is applied between its time and the promotion.
+                let machine = self.machine();
+                self.shared.role.on_raft(term, leader, machine.now());
+            }
+            if let Some(has_leader) = &has_leader {
+                has_leader.send_if_modified(|has| std::mem::replace(has, connected) != connected);
+            }
+            tokio::select! {
+                changed = server.changed() => if changed.is_err() { return },
+                _ = look.tick() => {}
+                // Streams end with the sender; the role is still needed.
+                () = told(&mut stopping), if has_leader.is_some() => has_leader = None,
+            }
+        }
+    }
+
+    /// Removes compacted history, a little at a time, between the entries that are applied.
+    pub(super) async fn keep_scrubbing(self: Arc<Self>, wanted: Arc<Notify>) {
+        let mut stopping = self.stopping.subscribe();
+        loop {
+            tokio::select! {
+                () = wanted.notified() => {}
+                () = told(&mut stopping) => return,
+            }
+            loop {
+                let step = self
+                    .raft
+                    .with_state_machine(|applier: &mut Applier| {
+                        Box::pin(applier.scrub(SCRUB_BATCH))
+                    })
+                    .await;
+                match step {
+                    Ok(Ok(true)) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Ok(Ok(false)) => break,
+                    // The member stops: its faults say why.
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// Tells the cluster how clients reach this member.
+    pub(super) async fn publish(self: Arc<Self>, client_urls: Vec<String>) {
+        let mut stopping = self.stopping.subscribe();
+        let me = self.identity.member_id;
+        let attempts = async {
+            loop {
+                let known = self.machine().published_members().get(&me).cloned();
+                if known.is_some_and(|known| {
+                    known.name == self.identity.name && known.client_urls == client_urls
+                }) {
+                    return;
+                }
+                let name = self.identity.name.clone();
+                let client_urls = client_urls.clone();
+                let command = Command::PublishMember { id: me, name, client_urls };
+                if let Err(failure) = self.propose(command).await {
+                    tracing::debug!(%failure, "not yet published");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = attempts => {}
+            () = told(&mut stopping) => {}
+        }
+    }
+
+    /// The index of the newest entry applied here.
+    pub(crate) fn applied_index(&self) -> u64 {
+        *self.shared.applied.borrow()
+    }
+
+    /// Waits until entry `index` is applied here.
+    pub(crate) async fn applied_up_to_entry(&self, index: u64) -> Result<(), super::Failure> {
+        self.patiently(self.applied_up_to(index)).await
+    }
+}
