@@ -251,3 +251,21 @@ pub enum CompareTarget {
     /// A number we do not know: etcd takes a present key as equal.
     Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_changes_the_time_of_an_encoded_entry_and_nothing_else() {
+        let origin = Origin { member: MemberId(7), call: u64::MAX };
+        let command = Command::Compact { revision: 300 };
+        let entry = Entry { at: Timestamp(0), origin, command };
+        for at in [0, 1, 251, 70_000, u64::MAX].map(Timestamp) {
+            let stamped = Entry::stamp(&entry.encode(), at).expect("long enough");
+            let decoded = Entry::decode(1, &stamped).expect("still an entry");
+            assert_eq!(decoded, Entry { at, ..entry.clone() });
+        }
+        assert_eq!(Entry::stamp(&[1; 8], Timestamp(1)), None);
+    }
+}

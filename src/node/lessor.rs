@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Failure, LeaseInfo, Node, locked, told};
 use crate::machine::{Command, ExpiredLease, Reply};
-use crate::types::LeaseId;
+use crate::types::{LeaseId, Timestamp};
 
 /// Leases that end in one entry.
 const ENDS_AN_ENTRY: usize = 1000;
@@ -23,6 +23,9 @@ const RENEWALS_AN_ENTRY: usize = 10_000;
 /// How far cluster time may stand behind the leader's clock while leases exist: what a new leader
 /// may give a lease on top.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After a proposal that failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 type Waiting = oneshot::Sender<Result<Option<i64>, Failure>>;
 
@@ -108,31 +111,23 @@ impl Node {
         let mut stopping = self.stopping.subscribe();
         loop {
             let now = *role.borrow_and_update();
-            let pause = match now.leading {
-                None => None,
-                Some(leading) => {
-                    let due = self.due(leading.now(self.clock.as_ref()));
-                    match due {
-                        Due::Ended(leases) => {
-                            // A failure leaves them where they are, for the next turn.
-                            let expire = Command::LeaseExpire { term: now.term, leases };
-                            if let Err(failure) = self.propose(expire).await {
-                                tracing::debug!(%failure, "leases not ended");
-                                tokio::time::sleep(Duration::from_millis(50)).await;
-                            }
-                            continue;
-                        }
-                        Due::Tick => {
-                            if let Err(failure) = self.propose(Command::Tick).await {
-                                tracing::debug!(%failure, "no tick");
-                                tokio::time::sleep(Duration::from_millis(50)).await;
-                            }
-                            continue;
-                        }
-                        Due::Later(pause) => pause,
-                    }
-                }
+            let due = match now.leading {
+                None => Due::Later(None),
+                Some(leading) => self.due(leading.now(self.clock.as_ref())),
             };
+            let (command, pause) = match due {
+                Due::Ended(leases) => (Some(Command::LeaseExpire { term: now.term, leases }), None),
+                Due::Tick => (Some(Command::Tick), None),
+                Due::Later(pause) => (None, pause),
+            };
+            if let Some(command) = command {
+                // A failure leaves the leases where they are, for the next turn.
+                if let Err(failure) = self.propose(command).await {
+                    tracing::debug!(%failure, "no lease ended, no tick");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                continue;
+            }
             let sleep = async {
                 match pause {
                     Some(pause) => tokio::time::sleep(pause).await,
@@ -148,7 +143,7 @@ impl Node {
         }
     }
 
-    fn due(&self, now: crate::types::Timestamp) -> Due {
+    fn due(&self, now: Timestamp) -> Due {
         let machine = self.machine();
         let leases = machine.leases();
         let ended: Vec<ExpiredLease> = leases

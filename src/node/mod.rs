@@ -22,12 +22,13 @@ mod shutdown;
 mod upkeep;
 mod waiters;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
@@ -43,7 +44,7 @@ use crate::machine::{Command, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer};
 use crate::raft::peer_service::RaftHandle;
-use crate::raft::types::OnRefused;
+use crate::raft::types::{OnRefused, PeerNode};
 use crate::storage::StateWriter;
 use crate::types::{ClusterId, LeaseId, MemberId};
 use crate::watch::Hub;
@@ -236,9 +237,7 @@ impl Node {
 
     pub fn links_to(&self, member: MemberId) -> Option<Peer> {
         let metrics = self.raft.server_metrics();
-        let membership = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics)
-            .membership_config
-            .clone();
+        let membership = metrics.borrow_watched().membership_config.clone();
         let node = membership.membership().get_node(&member.0)?;
         self.links.peer(member.0, node).ok()
     }
@@ -249,31 +248,25 @@ impl Node {
     }
 
     pub fn members(&self) -> Vec<Member> {
-        use openraft::async_runtime::watch::WatchReceiver;
         let metrics = self.raft.server_metrics();
         let membership = metrics.borrow_watched().membership_config.clone();
-        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let machine = self.machine();
         let published = machine.published_members();
-        let mut members: BTreeMap<u64, Member> = BTreeMap::new();
-        for (id, node) in membership.nodes() {
+        let member = |(id, node): (&u64, &PeerNode)| {
             let known = published.get(&MemberId(*id));
-            members.insert(
-                *id,
-                Member {
-                    id: MemberId(*id),
-                    name: known.map(|known| known.name.clone()).unwrap_or_default(),
-                    peer_urls: node.peer_urls.clone(),
-                    client_urls: known.map(|known| known.client_urls.clone()).unwrap_or_default(),
-                    is_learner: !voters.contains(id),
-                },
-            );
-        }
-        members.into_values().collect()
+            Member {
+                id: MemberId(*id),
+                name: known.map(|known| known.name.clone()).unwrap_or_default(),
+                peer_urls: node.peer_urls.clone(),
+                client_urls: known.map(|known| known.client_urls.clone()).unwrap_or_default(),
+                is_learner: !voters.contains(id),
+            }
+        };
+        membership.nodes().map(member).collect()
     }
 
     pub fn status(&self) -> Status {
-        use openraft::async_runtime::watch::WatchReceiver;
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let me = self.identity.member_id.0;

@@ -118,4 +118,14 @@ impl Node {
         applied.wait_for(|applied| *applied >= index).await.map_err(|_| Failure::Stopping)?;
         Ok(())
     }
+
+    /// The index of the newest entry applied here.
+    pub(crate) fn applied_index(&self) -> u64 {
+        *self.shared.applied.borrow()
+    }
+
+    /// Waits until entry `index` is applied here.
+    pub(crate) async fn applied_up_to_entry(&self, index: u64) -> Result<(), Failure> {
+        self.patiently(self.applied_up_to(index)).await
+    }
 }

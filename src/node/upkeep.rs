@@ -140,14 +140,4 @@ impl Node {
             () = told(&mut stopping) => {}
         }
     }
-
-    /// The index of the newest entry applied here.
-    pub(crate) fn applied_index(&self) -> u64 {
-        *self.shared.applied.borrow()
-    }
-
-    /// Waits until entry `index` is applied here.
-    pub(crate) async fn applied_up_to_entry(&self, index: u64) -> Result<(), super::Failure> {
-        self.patiently(self.applied_up_to(index)).await
-    }
 }

@@ -216,3 +216,22 @@ pub async fn blocking<T: Send + 'static>(
         Err(error) => Err(Status::internal(format!("snapshot: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_on_its_way_holds_the_log_back_and_for_a_while_after() {
+        let sending = Arc::<Mutex<Sending>>::default();
+        let needs_log = || sending.lock().expect("nobody panicked").needs_log();
+        assert!(!needs_log(), "nothing was sent");
+        let outgoing = Outgoing::begin(&sending);
+        let held_by_the_network = outgoing.clone();
+        drop(outgoing);
+        assert_eq!(sending.lock().expect("nobody panicked").under_way, 1);
+        drop(held_by_the_network);
+        assert_eq!(sending.lock().expect("nobody panicked").under_way, 0);
+        assert!(needs_log(), "its receiver still has to ask for what follows");
+    }
+}

@@ -202,8 +202,11 @@ mod tests {
 
         let mut staged = home.stage().expect("stage");
         put(staged.engine(), "new");
+        let mut next = home.stage().expect("another, begun before this one is in use");
         drop(home.activate(staged).expect("activate"));
         home.sweep().expect("sweep");
+        put(next.engine(), "under construction still");
+        drop(next);
         let engine = home.open().expect("open");
         assert_eq!(engine.get(b"k").expect("get"), Some(b"new".to_vec()));
         let Home::Disk { root, .. } = &home else { unreachable!() };
