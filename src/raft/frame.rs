@@ -26,7 +26,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Frame, Status> {
     let body = bincode::serde::encode_to_vec(message, wire())
         .map_err(|error| Status::internal(format!("peer message: {error}")))?;
     let checksum = crc32fast::hash(&body);
-    Ok(Frame { body: Bytes::from(body), checksum })
+    Ok(Frame { body: Bytes::from(body), checksum, quiet: false })
 }
 
 /// # Errors
@@ -55,7 +55,7 @@ mod tests {
         for position in 0..frame.body.len() {
             let mut body = frame.body.to_vec();
             body[position] ^= 1;
-            let damaged = Frame { body: body.into(), checksum: frame.checksum };
+            let damaged = Frame { body: body.into(), ..frame.clone() };
             assert!(decode::<Vec<u64>>(&damaged).is_err());
         }
     }
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_length_that_promises_too_much_is_refused() {
         let body = Bytes::from_static(&[0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
-        let frame = Frame { checksum: crc32fast::hash(&body), body };
+        let frame = Frame { checksum: crc32fast::hash(&body), body, quiet: false };
         assert!(decode::<Vec<u64>>(&frame).is_err());
     }
 }

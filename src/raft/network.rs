@@ -2,6 +2,10 @@
 //!
 //! Appends and heartbeats travel on streams that stay open, one for each: openraft opens a session
 //! for each heartbeat, and a call of its own for each would cost more than all it says.
+//!
+//! A commit that openraft sends alone, without entries, waits until this member has nothing else to
+//! do: the answer to the client goes first, and often the next entries come and take the commit
+//! along. It is not answered either, as nothing is learned from that.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -119,7 +123,13 @@ struct Session<'s, S> {
     /// Taken while the session runs, and put back only if it ends with nothing under way.
     link: AppendLink,
     input: Option<S>,
+    /// Requests that will be answered.
     under_way: usize,
+    /// Whether a request of this session was sent: the first one asks where the peer stands.
+    begun: bool,
+    /// Whether commits were sent since the last other request: should the peer refuse one, the
+    /// answer is still to come.
+    quiet: bool,
     deadline: Duration,
 }
 
@@ -142,12 +152,8 @@ where
             match self.step().await {
                 Step::Request(None) => self.input = None,
                 Step::Request(Some(request)) => {
-                    let frame = frame::encode(&request).map_err(rpc_error)?;
-                    // The peer has closed its side: the reason follows among the responses.
-                    if self.link.requests.send(frame).await.is_err() {
-                        self.input = None;
-                    }
-                    self.under_way += 1;
+                    let request = self.after_all_else(request).await;
+                    self.send(request).await?;
                 }
                 Step::Response(Ok(Some(frame))) => {
                     self.under_way = self.under_way.saturating_sub(1);
@@ -162,6 +168,43 @@ where
                 }
             }
         }
+    }
+
+    /// `request` itself if it says more than what is committed; otherwise the next one, if there is
+    /// one by the time all tasks that could run have run.
+    async fn after_all_else(
+        &mut self,
+        mut request: AppendEntriesRequest<Raft>,
+    ) -> AppendEntriesRequest<Raft> {
+        while self.begun && request.entries.is_empty() {
+            let Some(input) = &mut self.input else { break };
+            let next = tokio::select! {
+                biased;
+                next = input.next() => next,
+                () = tokio::task::yield_now() => break,
+            };
+            match next {
+                // It carries a commit at least as new.
+                Some(next) => request = next,
+                None => self.input = None,
+            }
+        }
+        request
+    }
+
+    async fn send(&mut self, request: AppendEntriesRequest<Raft>) -> Result<(), RPCError<Raft>> {
+        self.quiet = self.begun && request.entries.is_empty();
+        self.begun = true;
+        let frame = frame::encode(&request).map_err(rpc_error)?;
+        let frame = Frame { quiet: self.quiet, ..frame };
+        // The peer has closed its side: the reason follows among the responses.
+        if self.link.requests.send(frame).await.is_err() {
+            self.input = None;
+            self.under_way += 1;
+        } else if !self.quiet {
+            self.under_way += 1;
+        }
+        Ok(())
     }
 
     async fn step(&mut self) -> Step {
@@ -219,13 +262,22 @@ impl RaftNetworkV2<Raft> for Network {
                 Some(link) if !link.requests.is_closed() => link,
                 _ => self.open_appends(deadline).await?,
             };
-            let session =
-                Session { network: self, link, input: Some(input), under_way: 0, deadline };
+            let session = Session {
+                network: self,
+                link,
+                input: Some(input),
+                under_way: 0,
+                begun: false,
+                quiet: false,
+                deadline,
+            };
             let responses = futures::stream::unfold(Some(session), |session| async move {
                 let mut session = session?;
                 match session.next().await {
                     Ok(None) => {
-                        session.network.appends = Some(session.link);
+                        if !session.quiet {
+                            session.network.appends = Some(session.link);
+                        }
                         None
                     }
                     // After a refusal the peer ends its side of the stream.

@@ -1,7 +1,8 @@
 //! What the other members' openraft asks of ours.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -61,13 +62,18 @@ fn unavailable(error: impl std::fmt::Display) -> Status {
     Status::unavailable(error.to_string())
 }
 
+/// Which of the requests under way want no answer but a refusal, oldest first. openraft takes a
+/// bounded number of requests before it has answered the first.
+type Quiet = Arc<Mutex<VecDeque<bool>>>;
+
 async fn next_append(
     frames: &mut Streaming<Frame>,
+    quiet: &Quiet,
 ) -> Result<Option<AppendEntriesRequest<Raft>>, Status> {
-    match frames.message().await? {
-        Some(frame) => frame::decode(&frame).map(Some),
-        None => Ok(None),
-    }
+    let Some(frame) = frames.message().await? else { return Ok(None) };
+    let request = frame::decode(&frame)?;
+    quiet.lock().unwrap_or_else(PoisonError::into_inner).push_back(frame.quiet);
+    Ok(Some(request))
 }
 
 #[tonic::async_trait]
@@ -81,10 +87,12 @@ impl raft_server::Raft for PeerService {
         // openraft's input has no room for an error. A damaged request ends the stream, and the
         // leader opens another.
         let contact = self.contact.clone();
+        let quiet = Quiet::default();
+        let under_way = quiet.clone();
         let requests = futures::stream::unfold(request.into_inner(), move |mut frames| {
-            let contact = contact.clone();
+            let (contact, under_way) = (contact.clone(), under_way.clone());
             async move {
-                match next_append(&mut frames).await {
+                match next_append(&mut frames, &under_way).await {
                     Ok(request) => {
                         contact.hear();
                         request.map(|request| (request, frames))
@@ -96,9 +104,13 @@ impl raft_server::Raft for PeerService {
                 }
             }
         });
-        let answers = self.raft.stream_append(requests).map(|answer| match answer {
-            Ok(answer) => frame::encode(&answer),
-            Err(fatal) => Err(unavailable(fatal)),
+        let answers = self.raft.stream_append(requests).filter_map(move |answer| {
+            let quiet = quiet.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            std::future::ready(match answer {
+                Ok(Ok(_)) if quiet == Some(true) => None,
+                Ok(answer) => Some(frame::encode(&answer)),
+                Err(fatal) => Some(Err(unavailable(fatal))),
+            })
         });
         Ok(Response::new(answers.boxed()))
     }
