@@ -28,6 +28,14 @@ pub enum Refusal {
     /// The caller asks to fail when there is no leader, and there is none.
     NoLeader,
     AuthDisabled,
+    RootUserNotFound,
+    UserEmpty,
+    UserNotFound,
+    RoleEmpty,
+    RoleNotFound,
+    PermissionNotGiven,
+    /// A permission for no key.
+    InvalidAuthManagement,
     /// A waiter's turn came, but its own key or lease is gone.
     SessionExpired,
     /// An election in which nobody is elected.
@@ -57,6 +65,19 @@ impl From<Refusal> for Status {
             Refusal::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
             Refusal::AuthDisabled => {
                 (Code::FailedPrecondition, "etcdserver: authentication is not enabled")
+            }
+            Refusal::RootUserNotFound => {
+                (Code::FailedPrecondition, "etcdserver: root user does not exist")
+            }
+            Refusal::UserEmpty => (Code::InvalidArgument, "etcdserver: user name is empty"),
+            Refusal::UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),
+            Refusal::RoleEmpty => (Code::InvalidArgument, "etcdserver: role name is empty"),
+            Refusal::RoleNotFound => (Code::FailedPrecondition, "etcdserver: role name not found"),
+            Refusal::PermissionNotGiven => {
+                (Code::InvalidArgument, "etcdserver: permission not given")
+            }
+            Refusal::InvalidAuthManagement => {
+                (Code::InvalidArgument, "etcdserver: invalid auth management")
             }
             Refusal::SessionExpired => (Code::Unknown, "mutex: session is expired"),
             Refusal::NobodyElected => (Code::Unknown, "election: no leader"),
