@@ -25,16 +25,15 @@ use crate::raft::links::PeerCheck;
 use crate::raft::types::PeerNode;
 use crate::vfs::OsVfs;
 
-/// Calls under way on one connection. A waiting Lock, a watch or a keep-alive is one each.
-const STREAMS_A_CONNECTION: u32 = 100_000;
+/// Calls of one member to another under way at a time.
+const PEER_STREAMS: u32 = 100_000;
 /// How much a client may send on one stream, and on all, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// A connection whose other end does not answer for this long is closed: etcd's keep-alive.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(7_200);
-/// Of a member, sooner: it may hold a snapshot half received.
+/// A member that is silent for this long is asked whether it is there, sooner than a client: it may
+/// hold a snapshot half received.
 const PEER_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const PEER_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is under way gets this long to end when the member stops.
 const GRACE: Duration = Duration::from_secs(3);
@@ -68,6 +67,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     };
     let (member, mut faults) = bootstrap::start(&settings(&config), world).await?;
     let (stop, stopped) = watch::channel(false);
+    let clients_settings = client_connections(&config);
     let mut peer_servers = serve_peers(&member, peers);
 
     let told = async {
@@ -81,7 +81,8 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     let mut client_servers = JoinSet::new();
     let serve = async {
         node.recovered().await.map_err(|_| ServerError::NotReady)?;
-        client_servers = serve_clients(&member, clients, stopped.clone());
+        let routes = Routes::from(api::router(member.node.clone()));
+        serve(&mut client_servers, clients, &routes, &stopped, clients_settings);
         tracing::info!(
             name = %config.name,
             member_id = %node.identity().member_id,
@@ -139,6 +140,7 @@ fn settings(config: &Config) -> Settings {
         heartbeat_interval: config.heartbeat_interval,
         election_range_ms: config.raft_election_range_ms(),
         snapshot_count: config.snapshot_count,
+        auto_compaction: config.auto_compaction,
         limits: Limits {
             max_request_bytes: config.max_request_bytes,
             max_txn_ops: config.max_txn_ops,
@@ -146,6 +148,14 @@ fn settings(config: &Config) -> Settings {
             call_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
             election_timeout: config.election_timeout,
         },
+    }
+}
+
+fn client_connections(config: &Config) -> Connections {
+    Connections {
+        streams: config.max_concurrent_streams,
+        keepalive_interval: config.keepalive_interval,
+        keepalive_timeout: config.keepalive_timeout,
     }
 }
 
@@ -170,13 +180,21 @@ async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, Serv
     Ok(listeners)
 }
 
-fn builder(keep_alive_interval: Duration) -> Server {
+/// What the connections of a listener may do.
+#[derive(Clone, Copy)]
+struct Connections {
+    streams: u32,
+    keepalive_interval: Option<Duration>,
+    keepalive_timeout: Duration,
+}
+
+fn builder(connections: Connections) -> Server {
     Server::builder()
-        .max_concurrent_streams(STREAMS_A_CONNECTION)
+        .max_concurrent_streams(connections.streams)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(keep_alive_interval))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .http2_keepalive_interval(connections.keepalive_interval)
+        .http2_keepalive_timeout(Some(connections.keepalive_timeout))
         .accept_http1(true)
 }
 
@@ -185,7 +203,7 @@ fn serve(
     listeners: Vec<TcpListener>,
     routes: &Routes,
     stopped: &watch::Receiver<bool>,
-    keep_alive_interval: Duration,
+    connections: Connections,
 ) {
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -197,24 +215,13 @@ fn serve(
                     std::future::pending().await
                 }
             };
-            let mut server = builder(keep_alive_interval);
+            let mut server = builder(connections);
             let server = server.add_routes(routes);
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
                 tracing::error!(%error, "a listener ended");
             }
         });
     }
-}
-
-fn serve_clients(
-    member: &RunningMember,
-    listeners: Vec<TcpListener>,
-    stopped: watch::Receiver<bool>,
-) -> JoinSet<()> {
-    let mut servers = JoinSet::new();
-    let routes = Routes::from(api::router(member.node.clone()));
-    serve(&mut servers, listeners, &routes, &stopped, KEEP_ALIVE_INTERVAL);
-    servers
 }
 
 fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<()> {
@@ -234,6 +241,11 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
     let mut servers = JoinSet::new();
     // Peers are served until the member has stopped.
     let (_, never) = watch::channel(false);
-    serve(&mut servers, listeners, &router, &never, PEER_KEEP_ALIVE_INTERVAL);
+    let connections = Connections {
+        streams: PEER_STREAMS,
+        keepalive_interval: Some(PEER_KEEP_ALIVE_INTERVAL),
+        keepalive_timeout: PEER_KEEP_ALIVE_TIMEOUT,
+    };
+    serve(&mut servers, listeners, &router, &never, connections);
     servers
 }

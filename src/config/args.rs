@@ -29,8 +29,23 @@ pub(super) mod flag {
     pub const LOG_FORMAT: &str = "log-format";
     pub const MAX_REQUEST_BYTES: &str = "max-request-bytes";
     pub const MAX_TXN_OPS: &str = "max-txn-ops";
+    pub const LISTEN_METRICS_URLS: &str = "listen-metrics-urls";
+    pub const AUTO_COMPACTION_MODE: &str = "auto-compaction-mode";
+    pub const AUTO_COMPACTION_RETENTION: &str = "auto-compaction-retention";
+    pub const PROGRESS_INTERVAL: &str = "watch-progress-notify-interval";
+    pub const MAX_CONCURRENT_STREAMS: &str = "max-concurrent-streams";
+    pub const KEEPALIVE_INTERVAL: &str = "grpc-keepalive-interval";
+    pub const KEEPALIVE_TIMEOUT: &str = "grpc-keepalive-timeout";
+    pub const METRICS: &str = "metrics";
+    pub const WARNING_APPLY_DURATION: &str = "warning-apply-duration";
     pub const WORKER_THREADS: &str = "holdfast-worker-threads";
 }
+
+/// What etcd 3.5 calls a flag, where that begins with `experimental-`. The old name does as well.
+const OLD_NAMES: [(&str, &str); 2] = [
+    (flag::PROGRESS_INTERVAL, "experimental-watch-progress-notify-interval"),
+    (flag::WARNING_APPLY_DURATION, "experimental-warning-apply-duration"),
+];
 
 /// The server's flags, not yet checked. Made to be flattened into a command that has subcommands.
 ///
@@ -105,6 +120,44 @@ pub struct ServerArgs {
     #[arg(long, value_name = "COUNT")]
     pub(super) max_txn_ops: Option<String>,
 
+    /// Where to serve metrics and probes beside the client port, comma-separated [default: nowhere]
+    #[arg(long, value_name = "URLS")]
+    pub(super) listen_metrics_urls: Option<String>,
+
+    /// Whether auto-compaction keeps a time ('periodic') or a number of revisions ('revision')
+    /// [default: periodic]
+    #[arg(long, value_name = "MODE")]
+    pub(super) auto_compaction_mode: Option<String>,
+
+    /// The history that auto-compaction keeps: 30m, hours without a unit, or revisions; 0 for all
+    /// [default: 0]
+    #[arg(long, value_name = "RETENTION")]
+    pub(super) auto_compaction_retention: Option<String>,
+
+    /// How often an idle watch hears of its progress [default: 10m]
+    #[arg(long, value_name = "DURATION", alias = OLD_NAMES[0].1)]
+    pub(super) watch_progress_notify_interval: Option<String>,
+
+    /// The most calls at a time on one connection [default: 100000]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) max_concurrent_streams: Option<String>,
+
+    /// Silence after which a client is asked whether it is there, 0 for never [default: 2h]
+    #[arg(long, value_name = "DURATION")]
+    pub(super) grpc_keepalive_interval: Option<String>,
+
+    /// How long it may take to answer that [default: 20s]
+    #[arg(long, value_name = "DURATION")]
+    pub(super) grpc_keepalive_timeout: Option<String>,
+
+    /// basic, or extensive to time each call [default: basic]
+    #[arg(long, value_name = "KIND")]
+    pub(super) metrics: Option<String>,
+
+    /// An entry that takes this long to apply is worth a warning [default: 100ms]
+    #[arg(long, value_name = "DURATION", alias = OLD_NAMES[1].1)]
+    pub(super) warning_apply_duration: Option<String>,
+
     /// Threads that serve requests [default: 1, or half the cores where there are more than 4]
     #[arg(long, value_name = "COUNT")]
     pub(super) holdfast_worker_threads: Option<String>,
@@ -138,7 +191,9 @@ impl ServerArgs {
             };
         }
         for (flag, setting) in self.settings() {
-            let twin = variables.remove(&variable(flag));
+            let old_name = OLD_NAMES.iter().find(|(name, _)| *name == flag);
+            let old = old_name.and_then(|(_, old)| variables.remove(&variable(old)));
+            let twin = variables.remove(&variable(flag)).or(old);
             if setting.is_none() {
                 *setting = twin;
             }
@@ -147,7 +202,7 @@ impl ServerArgs {
         Ok(variables.into_keys().collect())
     }
 
-    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 17] {
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 26] {
         [
             (flag::NAME, &mut self.name),
             (flag::DATA_DIR, &mut self.data_dir),
@@ -165,6 +220,15 @@ impl ServerArgs {
             (flag::LOG_FORMAT, &mut self.log_format),
             (flag::MAX_REQUEST_BYTES, &mut self.max_request_bytes),
             (flag::MAX_TXN_OPS, &mut self.max_txn_ops),
+            (flag::LISTEN_METRICS_URLS, &mut self.listen_metrics_urls),
+            (flag::AUTO_COMPACTION_MODE, &mut self.auto_compaction_mode),
+            (flag::AUTO_COMPACTION_RETENTION, &mut self.auto_compaction_retention),
+            (flag::PROGRESS_INTERVAL, &mut self.watch_progress_notify_interval),
+            (flag::MAX_CONCURRENT_STREAMS, &mut self.max_concurrent_streams),
+            (flag::KEEPALIVE_INTERVAL, &mut self.grpc_keepalive_interval),
+            (flag::KEEPALIVE_TIMEOUT, &mut self.grpc_keepalive_timeout),
+            (flag::METRICS, &mut self.metrics),
+            (flag::WARNING_APPLY_DURATION, &mut self.warning_apply_duration),
             (flag::WORKER_THREADS, &mut self.holdfast_worker_threads),
         ]
     }

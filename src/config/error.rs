@@ -13,6 +13,8 @@ pub enum ConfigError {
     NotSupported { flag: &'static str, variable: String, reason: &'static str },
     #[error("--{flag}={value:?} is not a whole number; write it like --{flag}={example}")]
     NotANumber { flag: &'static str, value: String, example: u64 },
+    #[error("--{flag}={value:?} is not a duration; write it like --{flag}={example}")]
+    NotADuration { flag: &'static str, value: String, example: &'static str },
     #[error("--{flag}={value} is out of range; choose {least} to {most}")]
     OutOfRange { flag: &'static str, value: u64, least: u64, most: u64 },
     #[error("--{flag}={value:?} is not one of {choices}; choose one of them")]
@@ -35,11 +37,8 @@ pub enum ConfigError {
     NoUrl { flag: &'static str, example: &'static str },
     #[error("--{flag} lists {url} twice; remove one of them")]
     RepeatedUrl { flag: &'static str, url: String },
-    #[error(
-        "--listen-client-urls and --listen-peer-urls both listen on {0}; give one of them another \
-         port"
-    )]
-    SharedListener(String),
+    #[error("--{one} and --{other} both listen on {address}; give one of them another port")]
+    SharedListener { one: &'static str, other: &'static str, address: String },
     #[error(
         "--advertise-client-urls is required when --listen-client-urls is set explicitly; set it \
          to the URLs at which clients reach this member"

@@ -101,11 +101,6 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Refuse,
-        reason: "history would grow without end; compact with a client instead",
-        flags: &[value("auto-compaction-retention").unless(&["", "0", "0s", "0m", "0h"])],
-    },
-    Group {
-        verdict: Verdict::Refuse,
         reason: "the data would grow without a limit; watch the disk instead",
         flags: &[value("quota-backend-bytes").unless(&["", "0"])],
     },
@@ -122,7 +117,7 @@ const GROUPS: &[Group] = &[
     Group {
         verdict: Verdict::Refuse,
         reason: "nothing would listen there; use the client port instead",
-        flags: &[value("listen-metrics-urls"), value("listen-client-http-urls")],
+        flags: &[value("listen-client-http-urls")],
     },
     Group {
         verdict: Verdict::Refuse,
@@ -160,11 +155,6 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Ignore,
-        reason: "auto-compaction is off",
-        flags: &[value("auto-compaction-mode").unless(&["", "periodic", "revision"])],
-    },
-    Group {
-        verdict: Verdict::Ignore,
         reason: "the log goes to standard error, through one logger",
         flags: &[
             value("log-outputs").unless(&["", "default", "stderr"]),
@@ -182,7 +172,6 @@ const GROUPS: &[Group] = &[
             value("v2-deprecation"),
             switch("enable-grpc-gateway").unless(&["true"]),
             switch("enable-pprof"),
-            value("metrics").unless(&["", "basic"]),
             switch("experimental-enable-distributed-tracing").now_plain(),
             value("experimental-distributed-tracing-address").now_plain(),
             value("experimental-distributed-tracing-service-name").now_plain(),
@@ -195,13 +184,9 @@ const GROUPS: &[Group] = &[
         reason: "it tunes a part of etcd that has no counterpart here or cannot be tuned",
         flags: &[
             value("grpc-keepalive-min-time"),
-            value("grpc-keepalive-interval"),
-            value("grpc-keepalive-timeout"),
-            value("max-concurrent-streams"),
             switch("socket-reuse-port"),
             switch("socket-reuse-address"),
             value("experimental-max-learners").now_plain(),
-            value("experimental-watch-progress-notify-interval").now_plain(),
             value("auth-token-ttl").unless(&["", "300"]),
             value("bcrypt-cost").unless(&["", "10"]),
             value("max-snapshots"),
@@ -215,7 +200,6 @@ const GROUPS: &[Group] = &[
             value("experimental-snapshot-catchup-entries").now_plain(),
             value("experimental-compaction-batch-limit").now_plain(),
             value("experimental-compaction-sleep-interval").now_plain(),
-            value("experimental-warning-apply-duration").now_plain(),
             value("experimental-warning-unary-request-duration").now_plain(),
             value("experimental-downgrade-check-time").now_plain(),
             value("experimental-bootstrap-defrag-threshold-megabytes").now_plain(),

@@ -6,6 +6,7 @@
 
 mod args;
 mod cluster;
+mod duration;
 mod error;
 mod etcd_flags;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use cluster::{cluster_id, member_id};
 pub use error::ConfigError;
 pub use urls::{ListenUrl, UrlError};
 
+use crate::node::AutoCompaction;
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::types::{ClusterId, MemberId};
 use args::flag;
@@ -31,6 +33,9 @@ use args::flag;
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 const DEFAULT_SNAPSHOT_COUNT: u64 = 10_000;
+
+/// Calls under way on one connection. A waiting Lock, a watch or a keep-alive is one each.
+const DEFAULT_MAX_CONCURRENT_STREAMS: u64 = 100_000;
 
 /// A record must fit well into one segment of the log.
 const LARGEST_MAX_REQUEST_BYTES: u64 = 32 << 20;
@@ -61,6 +66,19 @@ pub struct Config {
     pub max_request_bytes: usize,
     pub max_txn_ops: usize,
     pub worker_threads: usize,
+    /// Where metrics and probes are served beside the client port.
+    pub listen_metrics: Vec<ListenUrl>,
+    pub auto_compaction: Option<AutoCompaction>,
+    /// How often an idle watch hears of its progress.
+    pub progress_interval: Duration,
+    /// On one connection.
+    pub max_concurrent_streams: u32,
+    /// Silence after which a client is asked whether it is there; `None` for never.
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
+    pub metrics: MetricsKind,
+    /// An entry that takes this long to apply is worth a warning.
+    pub slow_apply: Duration,
     /// What the operator should know, to be logged once there is a log.
     pub warnings: Vec<String>,
 }
@@ -80,6 +98,47 @@ impl FromStr for InitialClusterState {
         match text {
             "new" => Ok(InitialClusterState::New),
             "existing" => Ok(InitialClusterState::Existing),
+            _ => Err(()),
+        }
+    }
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MetricsKind {
+    #[default]
+    Basic,
+    /// How long each call takes, too.
+    Extensive,
+}
+
+impl FromStr for MetricsKind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<MetricsKind, ()> {
+        match text {
+            "basic" => Ok(MetricsKind::Basic),
+            "extensive" => Ok(MetricsKind::Extensive),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What the auto-compaction's number means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum CompactionMode {
+    #[default]
+    Periodic,
+    Revision,
+}
+
+impl FromStr for CompactionMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<CompactionMode, ()> {
+        match text {
+            "periodic" => Ok(CompactionMode::Periodic),
+            "revision" => Ok(CompactionMode::Revision),
             _ => Err(()),
         }
     }
@@ -167,7 +226,17 @@ impl ServerArgs {
         let listen_client =
             listen(flag::LISTEN_CLIENT_URLS, self.listen_client_urls, DEFAULT_CLIENT_URL)?;
         let listen_peer = listen(flag::LISTEN_PEER_URLS, self.listen_peer_urls, DEFAULT_PEER_URL)?;
-        check_listeners(&listen_client, &listen_peer)?;
+        let listen_metrics = match &self.listen_metrics_urls {
+            Some(urls) if !urls.is_empty() => {
+                urls::listen_urls(flag::LISTEN_METRICS_URLS, urls, "http://0.0.0.0:2381")?
+            }
+            _ => Vec::new(),
+        };
+        check_listeners(&[
+            (flag::LISTEN_CLIENT_URLS, &listen_client),
+            (flag::LISTEN_PEER_URLS, &listen_peer),
+            (flag::LISTEN_METRICS_URLS, &listen_metrics),
+        ])?;
         let advertise_client_urls =
             advertise(flag::ADVERTISE_CLIENT_URLS, self.advertise_client_urls, DEFAULT_CLIENT_URL)?;
         let initial_advertise_peer_urls = advertise(
@@ -221,6 +290,18 @@ impl ServerArgs {
             ));
         }
         let max_txn_ops = number(flag::MAX_TXN_OPS, self.max_txn_ops, 128, 1..=1_000_000)?;
+        let auto_compaction =
+            auto_compaction(self.auto_compaction_mode, self.auto_compaction_retention)?;
+        let max_concurrent_streams = number(
+            flag::MAX_CONCURRENT_STREAMS,
+            self.max_concurrent_streams,
+            DEFAULT_MAX_CONCURRENT_STREAMS,
+            1..=u64::from(u32::MAX),
+        )?;
+        let keepalive_interval =
+            duration(flag::KEEPALIVE_INTERVAL, self.grpc_keepalive_interval, "2h")?;
+        let keepalive_timeout =
+            duration(flag::KEEPALIVE_TIMEOUT, self.grpc_keepalive_timeout, "20s")?;
         let worker_threads = number(
             flag::WORKER_THREADS,
             self.holdfast_worker_threads,
@@ -256,6 +337,25 @@ impl ServerArgs {
             max_request_bytes: bounded_usize(max_request_bytes),
             max_txn_ops: bounded_usize(max_txn_ops),
             worker_threads: bounded_usize(worker_threads),
+            listen_metrics,
+            auto_compaction,
+            progress_interval: duration(
+                flag::PROGRESS_INTERVAL,
+                self.watch_progress_notify_interval,
+                "10m",
+            )?,
+            max_concurrent_streams: u32::try_from(max_concurrent_streams)
+                .expect("the flag's range fits into 32 bits"),
+            // As in etcd: either one turns both off.
+            keepalive_interval: Some(keepalive_interval)
+                .filter(|interval| !interval.is_zero() && !keepalive_timeout.is_zero()),
+            keepalive_timeout,
+            metrics: choice(flag::METRICS, self.metrics, "basic, extensive")?,
+            slow_apply: duration(
+                flag::WARNING_APPLY_DURATION,
+                self.warning_apply_duration,
+                "100ms",
+            )?,
             warnings,
         })
     }
@@ -286,11 +386,43 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn check_listeners(client: &[ListenUrl], peer: &[ListenUrl]) -> Result<(), ConfigError> {
-    match peer.iter().find(|peer| client.iter().any(|client| client.overlaps(**peer))) {
-        Some(shared) => Err(ConfigError::SharedListener(shared.address.to_string())),
-        None => Ok(()),
+fn check_listeners(listeners: &[(&'static str, &[ListenUrl])]) -> Result<(), ConfigError> {
+    for (at, (other, theirs)) in listeners.iter().enumerate() {
+        for (one, ours) in &listeners[..at] {
+            if let Some(shared) =
+                theirs.iter().find(|url| ours.iter().any(|our| our.overlaps(**url)))
+            {
+                let address = shared.address.to_string();
+                return Err(ConfigError::SharedListener { one, other, address });
+            }
+        }
     }
+    Ok(())
+}
+
+/// A number without a unit is hours or revisions, by the mode.
+fn auto_compaction(
+    mode: Option<String>,
+    retention: Option<String>,
+) -> Result<Option<AutoCompaction>, ConfigError> {
+    let flag = flag::AUTO_COMPACTION_RETENTION;
+    let mode = choice(flag::AUTO_COMPACTION_MODE, mode, "periodic, revision")?;
+    let Some(text) = retention.filter(|text| !text.is_empty()) else { return Ok(None) };
+    Ok(match mode {
+        CompactionMode::Revision => {
+            let keep = number(flag, Some(text), 1_000, 0..=i64::MAX.unsigned_abs())?;
+            let keep = i64::try_from(keep).expect("the range ends there");
+            (keep > 0).then_some(AutoCompaction::Revision(keep))
+        }
+        CompactionMode::Periodic => {
+            let with_unit = match text.parse::<u64>() {
+                Ok(hours) => format!("{hours}h"),
+                Err(_) => text,
+            };
+            let keep = duration(flag, Some(with_unit), "1h")?;
+            (!keep.is_zero()).then_some(AutoCompaction::Periodic(keep))
+        }
+    })
 }
 
 /// This member must be listed, at exactly the URLs it announces: its id is derived from them, by
@@ -344,6 +476,20 @@ fn number(
         return Err(ConfigError::OutOfRange { flag, value, least, most });
     }
     Ok(value)
+}
+
+/// `default` is an example, too.
+fn duration(
+    flag: &'static str,
+    given: Option<String>,
+    default: &'static str,
+) -> Result<Duration, ConfigError> {
+    let text = given.as_deref().map_or(default, str::trim);
+    duration::parse(text).ok_or_else(|| ConfigError::NotADuration {
+        flag,
+        value: text.to_owned(),
+        example: default,
+    })
 }
 
 fn choice<T: FromStr + Default>(

@@ -67,6 +67,14 @@ fn without_flags_a_single_member_listens_on_this_machine() {
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
             worker_threads: 1,
+            listen_metrics: vec![],
+            auto_compaction: None,
+            progress_interval: Duration::from_secs(600),
+            max_concurrent_streams: 100_000,
+            keepalive_interval: Some(Duration::from_secs(7_200)),
+            keepalive_timeout: Duration::from_secs(20),
+            metrics: MetricsKind::Basic,
+            slow_apply: Duration::from_millis(100),
             warnings: vec![],
         }
     );
@@ -97,6 +105,15 @@ fn every_flag_reaches_its_setting() {
         "--max-request-bytes=4096",
         "--max-txn-ops=8",
         "--holdfast-worker-threads=3",
+        "--listen-metrics-urls=http://0.0.0.0:2381",
+        "--auto-compaction-mode=revision",
+        "--auto-compaction-retention=1000",
+        "--watch-progress-notify-interval=5s",
+        "--max-concurrent-streams=70",
+        "--grpc-keepalive-interval=0",
+        "--grpc-keepalive-timeout=7s",
+        "--metrics=extensive",
+        "--warning-apply-duration=1s",
     ]);
     assert_eq!(config.name, "b");
     assert_eq!(config.data_dir, PathBuf::from("/var/lib/holdfast"));
@@ -115,6 +132,14 @@ fn every_flag_reaches_its_setting() {
     assert_eq!((config.log_level, config.log_format), (LogLevel::Error, LogFormat::Console));
     assert_eq!((config.max_request_bytes, config.max_txn_ops), (4096, 8));
     assert_eq!(config.worker_threads, 3);
+    assert_eq!(config.listen_metrics[0].to_string(), "http://0.0.0.0:2381");
+    assert_eq!(config.auto_compaction, Some(AutoCompaction::Revision(1_000)));
+    assert_eq!(config.progress_interval, Duration::from_secs(5));
+    assert_eq!(config.max_concurrent_streams, 70);
+    assert_eq!(config.keepalive_interval, None);
+    assert_eq!(config.keepalive_timeout, Duration::from_secs(7));
+    assert_eq!(config.metrics, MetricsKind::Extensive);
+    assert_eq!(config.slow_apply, Duration::from_secs(1));
     assert_eq!(config.initial_member_ids()[1], config.member_id());
 }
 
@@ -224,13 +249,11 @@ fn flags_that_ask_for_protection_are_refused() {
         "--tls-min-version=TLS1.3",
         "--auth-token=jwt,pub-key=a,priv-key=b,sign-method=RS256",
         "--host-whitelist=example.org",
-        "--auto-compaction-retention=1h",
         "--quota-backend-bytes=8589934592",
         "--quota-backend-bytes=-1",
         "--force-new-cluster",
         "--unsafe-no-fsync",
         "--wal-dir=w",
-        "--listen-metrics-urls=http://127.0.0.1:2381",
         "--config-file=etcd.yaml",
         "--discovery=https://discovery.example",
     ] {
@@ -250,8 +273,6 @@ fn flags_that_ask_for_what_happens_anyway_are_accepted_in_silence() {
         "--unsafe-no-fsync=f",
         "--auth-token",
         "simple",
-        "--auto-compaction-retention=0",
-        "--auto-compaction-mode=periodic",
         "--quota-backend-bytes=0",
         "--pre-vote",
         "--strict-reconfig-check=true",
@@ -266,7 +287,7 @@ fn flags_that_ask_for_what_happens_anyway_are_accepted_in_silence() {
 fn flags_that_cannot_change_safety_warn() {
     let config = check_in(
         &["--pre-vote=false", "--grpc-keepalive-min-time=5s", "--cors=http://a"],
-        &[("ETCD_EXPERIMENTAL_MAX_LEARNERS", "2"), ("ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", "5s")],
+        &[("ETCD_EXPERIMENTAL_MAX_LEARNERS", "2"), ("ETCD_MAX_SNAPSHOTS", "5")],
     )
     .unwrap();
     assert_eq!(config.warnings[0], "--pre-vote has no effect: members always ask for pre-votes");
@@ -277,13 +298,7 @@ fn flags_that_cannot_change_safety_warn() {
         .collect();
     assert_eq!(
         warned,
-        [
-            "--pre-vote",
-            "--cors",
-            "--grpc-keepalive-min-time",
-            "--max-learners",
-            "--watch-progress-notify-interval"
-        ]
+        ["--pre-vote", "--cors", "--grpc-keepalive-min-time", "--max-learners", "--max-snapshots"]
     );
 }
 
@@ -438,6 +453,46 @@ fn a_malformed_number_or_choice_is_refused() {
     assert!(refusal(&["--initial-cluster-state=old"]).contains("is not one of new, existing"));
     assert_eq!(config(&["--snapshot-count=0"]).snapshot_count, 10_000);
     assert_eq!(config(&["--max-request-bytes=20000000"]).warnings.len(), 1);
+}
+
+#[test]
+fn auto_compaction_keeps_hours_durations_or_revisions() {
+    let kept = |flags: &[&str]| config(flags).auto_compaction;
+    let periodic = |minutes: u64| Some(AutoCompaction::Periodic(Duration::from_secs(60 * minutes)));
+    assert_eq!(kept(&["--auto-compaction-retention=2"]), periodic(120));
+    assert_eq!(kept(&["--auto-compaction-retention=1h30m"]), periodic(90));
+    let mode = "--auto-compaction-mode=periodic";
+    assert_eq!(kept(&[mode, "--auto-compaction-retention=10m"]), periodic(10));
+    let mode = "--auto-compaction-mode=revision";
+    let revisions = Some(AutoCompaction::Revision(5));
+    assert_eq!(kept(&[mode, "--auto-compaction-retention=5"]), revisions);
+    for zero in ["0", "0s", ""] {
+        assert_eq!(kept(&[&format!("--auto-compaction-retention={zero}")]), None);
+    }
+    assert_eq!(kept(&[mode, "--auto-compaction-retention=0"]), None);
+    assert_eq!(
+        refusal(&[mode, "--auto-compaction-retention=1h"]),
+        "--auto-compaction-retention=\"1h\" is not a whole number; write it like \
+         --auto-compaction-retention=1000"
+    );
+    assert_eq!(
+        refusal(&["--auto-compaction-retention=soon"]),
+        "--auto-compaction-retention=\"soon\" is not a duration; write it like \
+         --auto-compaction-retention=1h"
+    );
+    assert!(refusal(&["--auto-compaction-mode=never"]).contains("periodic, revision"));
+}
+
+#[test]
+fn the_old_names_of_flags_and_their_twins_do_as_well() {
+    let interval = |config: Config| config.progress_interval.as_secs();
+    assert_eq!(interval(config(&["--experimental-watch-progress-notify-interval=5s"])), 5);
+    let old = ("ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", "6s");
+    let new = ("ETCD_WATCH_PROGRESS_NOTIFY_INTERVAL", "7s");
+    assert_eq!(interval(check_in(&[], &[old]).unwrap()), 6);
+    let both = check_in(&[], &[old, new]).unwrap();
+    assert!(both.warnings.is_empty(), "{:?}", both.warnings);
+    assert_eq!(interval(both), 7);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::identity::{DataDir, DataDirError};
 use super::role::RoleTracker;
-use super::{Identity, Limits, Node, Shared, calls, forward, lessor, read};
+use super::{AutoCompaction, Identity, Limits, Node, Shared, calls, forward, lessor, read};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer};
@@ -77,6 +77,8 @@ pub struct Settings {
     pub election_range_ms: (u64, u64),
     /// Entries between two snapshots, and so between two purges of the log.
     pub snapshot_count: u64,
+    /// `None` keeps all history until a client compacts it.
+    pub auto_compaction: Option<AutoCompaction>,
     pub limits: Limits,
 }
 
@@ -249,6 +251,9 @@ async fn assemble(
     tasks.spawn(node.clone().keep_expiring());
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
+    if let Some(asked) = settings.auto_compaction {
+        tasks.spawn(node.clone().keep_compacting(asked));
+    }
     tasks.spawn(node.clone().publish(settings.client_urls.clone()));
     let peer_service =
         Arc::new(PeerService { raft, home, contact, receiving: tokio::sync::Mutex::default() });

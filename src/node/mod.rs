@@ -7,11 +7,13 @@
 //! - [`read`]: the point from which a linearizable read may be answered;
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
 //! - [`lessor`]: renewals together, and the end of leases;
+//! - [`compactor`]: the end of history that nobody wants any more;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
 //! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back.
 
 pub mod bootstrap;
 mod calls;
+mod compactor;
 mod forward;
 mod identity;
 mod lessor;
@@ -34,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 pub use bootstrap::{Faults, Member as RunningMember, Settings, StartError, World};
 pub use calls::Answer;
+pub use compactor::AutoCompaction;
 pub use forward::ForwardService;
 pub use identity::Identity;
 pub use role::Role;
