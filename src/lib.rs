@@ -9,6 +9,7 @@ mod codec;
 pub mod concurrency;
 pub mod config;
 pub mod machine;
+pub mod metrics;
 pub mod node;
 pub mod pb;
 pub mod raft;

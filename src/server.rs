@@ -22,6 +22,7 @@ use crate::pb::peer::queue_server::QueueServer;
 use crate::pb::peer::raft_server::RaftServer;
 use crate::raft::frame::MAX_FRAME_BYTES;
 use crate::raft::links::PeerCheck;
+use crate::raft::traffic::Incoming;
 use crate::raft::types::PeerNode;
 use crate::vfs::OsVfs;
 
@@ -141,6 +142,7 @@ fn settings(config: &Config) -> Settings {
         election_range_ms: config.raft_election_range_ms(),
         snapshot_count: config.snapshot_count,
         auto_compaction: config.auto_compaction,
+        slow_apply: config.slow_apply,
         limits: Limits {
             max_request_bytes: config.max_request_bytes,
             max_txn_ops: config.max_txn_ops,
@@ -234,7 +236,11 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let queue = QueueServer::new(QueueService { node: member.node.clone() });
+    let traffic = member.node.traffic();
     let checked = |check: PeerCheck| tonic::service::InterceptorLayer::new(check);
+    let raft = Incoming::new(raft, traffic.clone());
+    let forward = Incoming::new(forward, traffic.clone());
+    let queue = Incoming::new(queue, traffic.clone());
     let router = Routes::new(tower::Layer::layer(&checked(check.clone()), raft))
         .add_service(tower::Layer::layer(&checked(check.clone()), forward))
         .add_service(tower::Layer::layer(&checked(check), queue));

@@ -1,8 +1,10 @@
 //! openraft's own suite for storage, on our log and our state machine, on real files.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use holdfast::raft::applier::Applier;
+use holdfast::clock::SystemClock;
+use holdfast::raft::applier::{Applier, Pace};
 use holdfast::raft::log_store::{LogOptions, LogStore};
 use holdfast::raft::types::Raft;
 use holdfast::storage::{Home, StateWriter, WriterOptions};
@@ -31,6 +33,11 @@ impl StoreBuilder<Raft, LogStore, Applier, TempDir> for Builder {
             Arc::new(writer),
             Arc::new(home),
             observer,
+            Pace {
+                clock: Arc::new(SystemClock::new()),
+                slow_after: Duration::from_secs(1),
+                slow: Arc::default(),
+            },
         );
         Ok((directory, log, applier))
     }

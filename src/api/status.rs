@@ -114,7 +114,8 @@ impl From<Failure> for Status {
         let (code, text) = match failure {
             Failure::Rejected(rejection) => return rejection.into(),
             Failure::NoLeader => return Refusal::NoLeader.into(),
-            Failure::TimedOut => (Code::DeadlineExceeded, "etcdserver: context deadline exceeded"),
+            Failure::TimedOut => (Code::DeadlineExceeded, "context deadline exceeded"),
+            Failure::ReadTimedOut => (Code::Unavailable, "etcdserver: request timed out"),
             Failure::Unknown => (
                 Code::Unavailable,
                 "etcdserver: request timed out, possibly due to previous leader failure",

@@ -149,6 +149,11 @@ impl Machine {
         *self = Machine { store, ..other };
     }
 
+    /// How many keys there are now.
+    pub fn live_keys(&self) -> usize {
+        self.live.len()
+    }
+
     pub fn leases(&self) -> &LeaseTable {
         &self.leases
     }

@@ -14,10 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use super::identity::{DataDir, DataDirError};
 use super::role::RoleTracker;
-use super::{AutoCompaction, Identity, Limits, Node, Shared, calls, forward, lessor, read};
+use super::{AutoCompaction, Identity, Limits, Meters, Node, Shared, calls, forward, lessor, read};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
-use crate::raft::applier::{Applied, Applier, Observer};
+use crate::raft::applier::{Applied, Applier, Observer, Pace};
 use crate::raft::links::Links;
 use crate::raft::log_store::{LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
@@ -79,6 +79,8 @@ pub struct Settings {
     pub snapshot_count: u64,
     /// `None` keeps all history until a client compacts it.
     pub auto_compaction: Option<AutoCompaction>,
+    /// An entry that takes this long to apply is worth a warning.
+    pub slow_apply: Duration,
     pub limits: Limits,
 }
 
@@ -144,9 +146,10 @@ impl Faults {
 /// from now on, but clients are to be served only after [`Node::recovered`].
 pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults), StartError> {
     let data_dir = DataDir::open(&settings.data_dir, &settings.identity)?;
-    let stores = Stores::open(&data_dir, world.vfs.clone()).await?;
+    let meters = Arc::new(Meters::default());
+    let stores = Stores::open(&data_dir, world.vfs.clone(), &meters).await?;
     let (log, writer) = (stores.log.clone(), stores.writer.clone());
-    let (node, peer_service, tasks) = assemble(settings, world, stores).await?;
+    let (node, peer_service, tasks) = assemble(settings, world, stores, meters).await?;
     let raft = peer_service.raft.clone();
     let faults = Faults { log: log.watch_fault(), state: writer.fault(), raft: raft.clone() };
     let member = Member { node, peer_service, raft, writer, tasks, log, _data_dir: data_dir };
@@ -163,7 +166,11 @@ struct Stores {
 }
 
 impl Stores {
-    async fn open(data_dir: &DataDir, vfs: Arc<dyn Vfs>) -> Result<Stores, StartError> {
+    async fn open(
+        data_dir: &DataDir,
+        vfs: Arc<dyn Vfs>,
+        meters: &Meters,
+    ) -> Result<Stores, StartError> {
         let home = Arc::new(Home::Disk { root: data_dir.state(), cache_bytes: ENGINE_CACHE_BYTES });
         let opening = home.clone();
         let opened = blocking(move || {
@@ -175,10 +182,19 @@ impl Stores {
         let (engine, loaded) = opened.await.map_err(|status| StartError::Engine(failed(status)))?;
         let (machine, state) = loaded?;
         let applied_index = state.applied.map_or(0, |applied| applied.index);
-        let writer = StateWriter::start(engine, applied_index, WriterOptions::default())
-            .map_err(StartError::Engine)?;
-        let log =
-            LogStore::open(vfs, data_dir.log(), LogOptions::default()).map_err(StartError::Log)?;
+        let flushes = meters.state_flush.clone();
+        let options = WriterOptions {
+            flush_observer: Some(Arc::new(move |took| flushes.observe(took))),
+            ..WriterOptions::default()
+        };
+        let writer = StateWriter::start(engine, applied_index, options);
+        let writer = writer.map_err(StartError::Engine)?;
+        let syncs = meters.log_sync.clone();
+        let options = LogOptions {
+            sync_observer: Some(Arc::new(move |took| syncs.observe(took))),
+            ..LogOptions::default()
+        };
+        let log = LogStore::open(vfs, data_dir.log(), options).map_err(StartError::Log)?;
         Ok(Stores { home, machine, state, writer: Arc::new(writer), log })
     }
 }
@@ -187,6 +203,7 @@ async fn assemble(
     settings: &Settings,
     world: World,
     stores: Stores,
+    meters: Arc<Meters>,
 ) -> Result<(Arc<Node>, Arc<PeerService>, JoinSet<()>), StartError> {
     let Stores { home, machine, state, writer, log } = stores;
     let identity = settings.identity.clone();
@@ -200,14 +217,21 @@ async fn assemble(
         refused: Notify::new(),
         lessor: Notify::new(),
         waiters: super::Waiters::default(),
+        meters: meters.clone(),
     });
     let scrub = Arc::new(Notify::new());
     // History that a crash left to be removed.
     scrub.notify_one();
     let machine = Arc::new(Mutex::new(machine));
     let observer = observer(me, shared.clone(), scrub.clone());
-    let applier = Applier::new(machine.clone(), state, writer.clone(), home.clone(), observer);
-    let links = Arc::new(Links::new(identity.cluster_id, me));
+    let pace = Pace {
+        clock: world.clock.clone(),
+        slow_after: settings.slow_apply,
+        slow: meters.slow_applies.clone(),
+    };
+    let applier =
+        Applier::new(machine.clone(), state, writer.clone(), home.clone(), observer, pace);
+    let links = Arc::new(Links::new(identity.cluster_id, me, world.clock.clone()));
     let config = Arc::new(raft_config(settings, &identity)?);
     let network = NetworkFactory { links: links.clone() };
     let raft = RaftHandle::new(me.0, config, network, log, applier)
@@ -331,6 +355,9 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
     Box::new(move |machine, applied| {
         let position = match applied {
             Applied::Entry { position, entry, outcome } => {
+                if let Ok(reply) = &outcome.reply {
+                    shared.meters.count(reply);
+                }
                 shared.hub.publish(outcome.revision, &outcome.events);
                 shared.waiters.on_effects(&outcome.effects, outcome.revision);
                 if outcome.effects.iter().any(|effect| matches!(effect, Effect::LeaseHeld { .. })) {

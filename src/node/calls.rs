@@ -90,6 +90,11 @@ impl Calls {
         Ok(receiver)
     }
 
+    /// How many calls wait.
+    pub fn len(&self) -> usize {
+        self.lock().calls.len()
+    }
+
     /// Forgets a call whose caller has gone.
     pub fn close(&self, id: u64) {
         self.lock().remove(id);

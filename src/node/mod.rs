@@ -8,15 +8,18 @@
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
 //! - [`lessor`]: renewals together, and the end of leases;
 //! - [`compactor`]: the end of history that nobody wants any more;
+//! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
 //! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back.
 
 pub mod bootstrap;
 mod calls;
 mod compactor;
+mod facts;
 mod forward;
 mod identity;
 mod lessor;
+mod meters;
 mod propose;
 mod read;
 mod role;
@@ -37,8 +40,10 @@ use tokio_util::task::TaskTracker;
 pub use bootstrap::{Faults, Member as RunningMember, Settings, StartError, World};
 pub use calls::Answer;
 pub use compactor::AutoCompaction;
+pub use facts::Facts;
 pub use forward::ForwardService;
 pub use identity::Identity;
+pub use meters::Meters;
 pub use role::Role;
 pub use waiters::{Waiters, WaitingFor};
 
@@ -47,6 +52,7 @@ use crate::machine::{Command, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer};
 use crate::raft::peer_service::RaftHandle;
+use crate::raft::traffic::Traffic;
 use crate::raft::types::{OnRefused, PeerNode};
 use crate::storage::StateWriter;
 use crate::types::{ClusterId, LeaseId, MemberId};
@@ -62,6 +68,9 @@ pub enum Failure {
     /// The server gave up waiting; a write may still happen.
     #[error("timed out")]
     TimedOut,
+    /// A linearizable read that no leader confirmed in time.
+    #[error("read not confirmed in time")]
+    ReadTimedOut,
     /// A write may or may not have happened.
     #[error("outcome unknown")]
     Unknown,
@@ -143,6 +152,7 @@ pub(crate) struct Shared {
     /// Wakes the lessor: a lease may end sooner than it thought, or this member leads.
     pub lessor: Notify,
     pub waiters: Waiters,
+    pub meters: Arc<Meters>,
 }
 
 /// This member. Used behind an `Arc`.
@@ -218,6 +228,19 @@ impl Node {
     /// False while this member knows no leader that a quorum follows.
     pub fn has_leader(&self) -> watch::Receiver<bool> {
         self.has_leader.clone()
+    }
+
+    pub fn meters(&self) -> &Meters {
+        &self.shared.meters
+    }
+
+    /// What went between this member and the others.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        self.links.traffic()
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     pub fn waiters(&self) -> &Waiters {
@@ -307,7 +330,8 @@ impl Node {
         if *self.stopping.borrow() {
             return Err(Failure::Stopping);
         }
-        let answer = self.patiently(self.call(command)).await?;
+        let answer = self.patiently(self.call(command)).await;
+        let answer = answer.inspect_err(|_| self.meters().proposals_failed.increment())?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
     }
 

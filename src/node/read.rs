@@ -18,6 +18,9 @@ use crate::raft::snapshot::blocking;
 /// Between two rounds that found no leader, unless one turns up earlier.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
+/// A round that takes this long counts as slow: etcd asks again after as much.
+const SLOW_ROUND: Duration = Duration::from_millis(500);
+
 type Waiting = oneshot::Sender<Result<ReadPoint, Failure>>;
 
 /// Reads that wait for the next round; bounded by the calls that make them, each of which has one
@@ -33,7 +36,7 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`Failure::TimedOut`] when no leader confirmed itself in time.
+    /// [`Failure::ReadTimedOut`] when no leader confirmed itself in time.
     pub async fn read_barrier(&self) -> Result<(), Failure> {
         self.read_point().await.map(drop)
     }
@@ -45,7 +48,13 @@ impl Node {
         let (answer, receiver) = oneshot::channel();
         locked(&self.reader.waiting).push(answer);
         self.reader.arrived.notify_one();
-        self.patiently(async { receiver.await.map_err(|_| Failure::Stopping)? }).await
+        match self.patiently(async { receiver.await.map_err(|_| Failure::Stopping)? }).await {
+            Err(Failure::TimedOut) => {
+                self.meters().reads_failed.increment();
+                Err(Failure::ReadTimedOut)
+            }
+            other => other,
+        }
     }
 
     /// Answers the reads that wait, round by round: runs as long as the member.
@@ -57,7 +66,12 @@ impl Node {
             if waiting.is_empty() {
                 continue;
             }
-            match self.patiently(self.round()).await {
+            let begun = self.clock.monotonic();
+            let result = self.patiently(self.round()).await;
+            if self.clock.monotonic().saturating_sub(begun) >= SLOW_ROUND {
+                self.meters().slow_reads.increment();
+            }
+            match result {
                 Ok(point) => {
                     for read in waiting {
                         // The caller may be gone by now.

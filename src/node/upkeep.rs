@@ -47,6 +47,7 @@ impl Node {
         contact: Arc<LeaderContact>,
     ) {
         let mut has_leader = Some(has_leader);
+        let mut followed = None;
         let mut server = self.raft.server_metrics();
         let metrics = self.raft.metrics();
         let mut stopping = self.stopping.subscribe();
@@ -72,6 +73,10 @@ impl Node {
                 };
                 (term, leader, connected)
             };
+            if leader.is_none_or(|leader| followed != Some((term, leader))) {
+                followed = leader.map(|leader| (term, leader));
+                self.meters().leader_changes.add(u64::from(leader.is_some()));
+            }
             {
                 // Held so that no entry is applied between its time and the promotion.
                 let machine = self.machine();

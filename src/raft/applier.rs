@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::EntryPayload;
@@ -13,7 +14,9 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 
 use super::snapshot::{Outgoing, RaftState, Sending, SnapshotData, blocking, stage};
 use super::types::{LogEntry, LogId, Membership, Raft, SnapshotMeta, SnapshotOf};
+use crate::clock::Clock;
 use crate::machine::{Entry, Fault, Machine, Outcome, Position};
+use crate::metrics::Counter;
 use crate::storage::{Batch, Engine, Home, StateWriter};
 
 /// Where [`RaftState`] stands in the engine, apart from the machine's own keys.
@@ -47,12 +50,21 @@ pub type Observer = Box<dyn FnMut(&Machine, Applied<'_>) + Send + Sync>;
 /// The machine, shared between the applier and those who read its small tables.
 pub type SharedMachine = Arc<Mutex<Machine>>;
 
+/// When applying one entry counts as slow. No outcome depends on it.
+pub struct Pace {
+    pub clock: Arc<dyn Clock>,
+    pub slow_after: Duration,
+    /// Counts the slow ones.
+    pub slow: Arc<Counter>,
+}
+
 pub struct Applier {
     machine: SharedMachine,
     writer: Arc<StateWriter>,
     home: Arc<Home>,
     state: RaftState,
     observer: Observer,
+    pace: Pace,
     sending: Arc<Mutex<Sending>>,
 }
 
@@ -77,8 +89,22 @@ impl Applier {
         writer: Arc<StateWriter>,
         home: Arc<Home>,
         observer: Observer,
+        pace: Pace,
     ) -> Applier {
-        Applier { machine, writer, home, state, observer, sending: Arc::default() }
+        Applier { machine, writer, home, state, observer, pace, sending: Arc::default() }
+    }
+
+    /// [`Applier::apply_one`], with a warning when it takes long.
+    fn apply_timed(&mut self, entry: &LogEntry, batch: &mut Batch) -> Result<(), Fault> {
+        let begun = self.pace.clock.monotonic();
+        self.apply_one(entry, batch)?;
+        let took = self.pace.clock.monotonic().saturating_sub(begun);
+        if took >= self.pace.slow_after {
+            self.pace.slow.increment();
+            let index = entry.log_id.index;
+            tracing::warn!(index, took_ms = took.as_millis() as u64, "apply took too long");
+        }
+        Ok(())
     }
 
     /// Applies one entry; what it changes goes into `batch`.
@@ -171,7 +197,7 @@ impl RaftStateMachine<Raft> for Applier {
         let mut since_turn = 0;
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            self.apply_one(&entry, &mut batch).map_err(io::Error::other)?;
+            self.apply_timed(&entry, &mut batch).map_err(io::Error::other)?;
             if let Some(responder) = responder {
                 responder.send(());
             }

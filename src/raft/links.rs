@@ -5,7 +5,7 @@
 //! and again after a failure.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tonic::metadata::AsciiMetadataValue;
@@ -15,7 +15,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::frame::MAX_FRAME_BYTES;
+use super::traffic::{Outgoing, PeerTraffic, Traffic};
 use super::types::PeerNode;
+use crate::clock::Clock;
 use crate::pb::peer::forward_client::ForwardClient;
 use crate::pb::peer::queue_client::QueueClient;
 use crate::pb::peer::raft_client::RaftClient;
@@ -36,22 +38,35 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 pub struct Links {
     cluster: ClusterId,
     origin: MemberId,
+    clock: Arc<dyn Clock>,
+    traffic: Arc<Traffic>,
     channels: Mutex<BTreeMap<u64, (PeerNode, Peer)>>,
 }
 
 /// The connections to one member. Cheap to clone.
 #[derive(Clone)]
 pub struct Peer {
-    control: Channel,
-    bulk: Channel,
+    control: Outgoing<Channel>,
+    bulk: Outgoing<Channel>,
     identity: PeerIdentity,
 }
 
-pub type Signed = InterceptedService<Channel, PeerIdentity>;
+pub type Signed = InterceptedService<Outgoing<Channel>, PeerIdentity>;
 
 impl Links {
-    pub fn new(cluster: ClusterId, origin: MemberId) -> Links {
-        Links { cluster, origin, channels: Mutex::new(BTreeMap::new()) }
+    pub fn new(cluster: ClusterId, origin: MemberId, clock: Arc<dyn Clock>) -> Links {
+        let (traffic, channels) = (Arc::default(), Mutex::default());
+        Links { cluster, origin, clock, traffic, channels }
+    }
+
+    /// What went between this member and the others, whoever called.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    /// For how long peers take to answer.
+    pub fn now(&self) -> Duration {
+        self.clock.monotonic()
     }
 
     /// The connections to member `target`, made anew when its URLs have changed.
@@ -66,9 +81,10 @@ impl Links {
         {
             return Ok(peer.clone());
         }
+        let traffic = self.traffic.with(MemberId(target));
         let peer = Peer {
-            control: connect(node)?,
-            bulk: connect(node)?,
+            control: connect(node, &traffic)?,
+            bulk: connect(node, &traffic)?,
             identity: PeerIdentity::new(self.cluster, MemberId(target), self.origin),
         };
         channels.insert(target, (node.clone(), peer.clone()));
@@ -76,7 +92,7 @@ impl Links {
     }
 }
 
-fn connect(node: &PeerNode) -> Result<Channel, Status> {
+fn connect(node: &PeerNode, traffic: &Arc<PeerTraffic>) -> Result<Outgoing<Channel>, Status> {
     let mut endpoints = Vec::new();
     for url in &node.peer_urls {
         let endpoint = Endpoint::from_shared(url.clone())
@@ -90,11 +106,12 @@ fn connect(node: &PeerNode) -> Result<Channel, Status> {
             .keep_alive_while_idle(true);
         endpoints.push(endpoint);
     }
-    match endpoints.len() {
-        0 => Err(Status::unavailable(format!("member {} has no peer URL", node.name))),
-        1 => Ok(endpoints.remove(0).connect_lazy()),
-        _ => Ok(Channel::balance_list(endpoints.into_iter())),
-    }
+    let channel = match endpoints.len() {
+        0 => return Err(Status::unavailable(format!("member {} has no peer URL", node.name))),
+        1 => endpoints.remove(0).connect_lazy(),
+        _ => Channel::balance_list(endpoints.into_iter()),
+    };
+    Ok(Outgoing::new(channel, traffic.clone()))
 }
 
 impl Peer {

@@ -3,7 +3,7 @@
 //! - [`types`]: what openraft is instantiated with;
 //! - [`log_store`]: the durable log;
 //! - [`applier`] and [`snapshot`]: the state machine, and a whole state on its way to another member;
-//! - [`links`], [`frame`], [`network`], [`peer_service`]: how members talk.
+//! - [`links`], [`frame`], [`network`], [`peer_service`], [`traffic`]: how members talk, and how much.
 
 pub mod applier;
 pub mod frame;
@@ -12,4 +12,5 @@ pub mod log_store;
 pub mod network;
 pub mod peer_service;
 pub mod snapshot;
+pub mod traffic;
 pub mod types;

@@ -26,8 +26,10 @@ use tonic::{Code, Status, Streaming};
 use super::frame;
 use super::links::{Links, Peer};
 use super::snapshot::{self, SnapshotData};
+use super::traffic::PeerTraffic;
 use super::types::{PeerNode, Raft, SnapshotOf, Vote};
 use crate::pb::peer::Frame;
+use crate::types::MemberId;
 
 /// Append requests under way to one peer before the next waits.
 const APPENDS_IN_FLIGHT: usize = 64;
@@ -49,7 +51,8 @@ impl RaftNetworkFactory<Raft> for NetworkFactory {
     type Network = Network;
 
     async fn new_client(&mut self, target: u64, node: &PeerNode) -> Network {
-        Network { links: self.links.clone(), target, node: node.clone(), appends: None }
+        let traffic = self.links.traffic().with(MemberId(target));
+        Network { links: self.links.clone(), target, node: node.clone(), traffic, appends: None }
     }
 }
 
@@ -58,6 +61,7 @@ pub struct Network {
     links: Arc<Links>,
     target: u64,
     node: PeerNode,
+    traffic: Arc<PeerTraffic>,
     /// The stream that the last session left in order.
     appends: Option<AppendLink>,
 }
@@ -130,6 +134,9 @@ struct Session<'s, S> {
     /// Whether commits were sent since the last other request: should the peer refuse one, the
     /// answer is still to come.
     quiet: bool,
+    /// When a heartbeat was sent that nothing was under way before: its answer tells the time to
+    /// the peer and back, with no disk on the way.
+    heartbeat_at: Option<Duration>,
     deadline: Duration,
 }
 
@@ -157,6 +164,10 @@ where
                 }
                 Step::Response(Ok(Some(frame))) => {
                     self.under_way = self.under_way.saturating_sub(1);
+                    if let Some(sent) = self.heartbeat_at.take() {
+                        let took = self.network.links.now().saturating_sub(sent);
+                        self.network.traffic.round_trip.observe(took);
+                    }
                     return frame::decode(&frame).map(Some).map_err(rpc_error);
                 }
                 Step::Response(Ok(None)) => {
@@ -195,6 +206,9 @@ where
     async fn send(&mut self, request: AppendEntriesRequest<Raft>) -> Result<(), RPCError<Raft>> {
         self.quiet = self.begun && request.entries.is_empty();
         self.begun = true;
+        if !self.quiet && self.under_way == 0 && request.entries.is_empty() {
+            self.heartbeat_at = Some(self.network.links.now());
+        }
         let frame = frame::encode(&request).map_err(rpc_error)?;
         let frame = Frame { quiet: self.quiet, ..frame };
         // The peer has closed its side: the reason follows among the responses.
@@ -269,6 +283,7 @@ impl RaftNetworkV2<Raft> for Network {
                 under_way: 0,
                 begun: false,
                 quiet: false,
+                heartbeat_at: None,
                 deadline,
             };
             let responses = futures::stream::unfold(Some(session), |session| async move {

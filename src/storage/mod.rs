@@ -15,7 +15,7 @@ use std::io;
 pub use home::{Home, Staged};
 pub use memory::{Disk, Memory};
 pub use sled::Sled;
-pub use writer::{StateWriter, StorageFault, WriterOptions};
+pub use writer::{FlushObserver, StateWriter, StorageFault, WriterOptions};
 
 /// Changes that become visible and durable together, or not at all.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use super::{Batch, Engine};
 /// What a change costs in the queue beside its bytes.
 const CHANGE_OVERHEAD_BYTES: usize = 64;
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct WriterOptions {
     /// The bound of the queue. When it is full, [`StateWriter::send`] waits. A single batch larger
     /// than this takes the whole queue. At most 4 GiB.
@@ -42,7 +42,12 @@ pub struct WriterOptions {
     pub flush_bytes: usize,
     /// or when the oldest change that is not durable has waited this long.
     pub flush_interval: Duration,
+    /// Told how long each flush took, on the writer's thread; it must return at once.
+    pub flush_observer: Option<FlushObserver>,
 }
+
+/// Is told how long each flush took.
+pub type FlushObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 impl Default for WriterOptions {
     fn default() -> WriterOptions {
@@ -52,6 +57,7 @@ impl Default for WriterOptions {
             merge_bytes: 4 << 20,
             flush_bytes: 16 << 20,
             flush_interval: Duration::from_secs(2),
+            flush_observer: None,
         }
     }
 }
@@ -410,8 +416,16 @@ impl Worker {
         if self.unflushed_bytes == 0 {
             return if self.engine.is_some() { Ok(()) } else { Err(Stopped) };
         }
+        let observer = self.options.flush_observer.clone();
         let size_bytes = self.call(|engine| {
-            engine.flush()?;
+            match observer {
+                Some(observer) => {
+                    let started = now();
+                    engine.flush()?;
+                    observer(started.elapsed());
+                }
+                None => engine.flush()?,
+            }
             Ok(engine.size_bytes())
         })?;
         self.shared.size_bytes.store(size_bytes, Ordering::Relaxed);
@@ -437,6 +451,11 @@ impl Worker {
         self.engine = None;
         Err(Stopped)
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "only for an observer, which a simulation has not")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::census::{self, Census, Tally};
 use super::index::Index;
 use super::stream::WatchStream;
 use super::watcher::{Interest, Mailbox, Mode, Offer, Watcher};
@@ -21,6 +22,7 @@ struct Inner {
     /// How many watchers there ever were.
     created: AtomicU64,
     live: Mutex<Live>,
+    tally: Arc<Tally>,
 }
 
 struct Live {
@@ -35,7 +37,17 @@ impl Hub {
     pub fn new(store: Store) -> Hub {
         let published = AtomicI64::new(store.revision());
         let live = Mutex::new(Live { index: Index::default(), expecting: Vec::new() });
-        Hub(Arc::new(Inner { store, published, created: AtomicU64::new(0), live }))
+        let (created, tally) = (AtomicU64::new(0), Arc::default());
+        Hub(Arc::new(Inner { store, published, created, live, tally }))
+    }
+
+    /// How many watch here, and how far behind they are.
+    pub fn census(&self) -> Census {
+        self.0.tally.census()
+    }
+
+    pub(super) fn tally(&self) -> &Arc<Tally> {
+        &self.0.tally
     }
 
     /// A stream without watches. `progress_interval` is how often its idle watches that ask for it
@@ -69,6 +81,7 @@ impl Hub {
         };
         for watcher in full {
             live.index.remove(&watcher);
+            census::subtract(&self.0.tally.live, 1);
         }
         self.set_published(&mut live, revision);
     }
@@ -78,6 +91,7 @@ impl Hub {
     pub fn reset(&self) {
         let mut live = self.lock();
         for watcher in live.index.drain() {
+            census::subtract(&self.0.tally.live, 1);
             watcher.fall_behind(self.published());
         }
         self.set_published(&mut live, self.store().revision());
@@ -102,7 +116,9 @@ impl Hub {
         mailbox: &Arc<Mailbox>,
     ) -> Arc<Watcher> {
         let serial = self.0.created.fetch_add(1, Ordering::Relaxed);
-        let watcher = Watcher::new(id, serial, interest, next, mailbox.clone());
+        let tally = self.0.tally.clone();
+        census::add(&tally.watchers, 1);
+        let watcher = Watcher::new(id, serial, interest, next, mailbox.clone(), tally);
         self.join(&watcher);
         watcher
     }
@@ -117,6 +133,7 @@ impl Hub {
             state.mode = Mode::Live;
             drop(state);
             live.index.insert(watcher.clone());
+            census::add(&self.0.tally.live, 1);
         } else {
             watcher.ring(state);
         }
@@ -125,8 +142,14 @@ impl Hub {
     /// Ends a watcher: nothing is handed to it any more.
     pub(super) fn leave(&self, watcher: &Watcher) {
         let mut live = self.lock();
-        if watcher.end() == Mode::Live {
-            live.index.remove(watcher);
+        match watcher.end() {
+            Mode::Live => {
+                live.index.remove(watcher);
+                census::subtract(&self.0.tally.live, 1);
+                census::subtract(&self.0.tally.watchers, 1);
+            }
+            Mode::Behind => census::subtract(&self.0.tally.watchers, 1),
+            Mode::Ended => {}
         }
     }
 

@@ -15,6 +15,7 @@
 //! What a [`WatchStream`] hands out holds whole revisions, in order, each once, for each watch.
 
 mod catch_up;
+mod census;
 mod hub;
 mod index;
 mod intervals;
@@ -28,6 +29,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use census::Census;
 pub use hub::Hub;
 pub use stream::{Created, Delivery, Refused, WatchSpec, WatchStream};
 

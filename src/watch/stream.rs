@@ -9,6 +9,7 @@ use futures::FutureExt;
 use tokio::time::Sleep;
 
 use super::catch_up::{ChunkSize, Compacted, read_chunk};
+use super::census;
 use super::hub::Hub;
 use super::watcher::{Interest, Mailbox, Mode, Watcher};
 use super::{PROGRESS_REQUESTS, WATCHES_PER_STREAM};
@@ -106,6 +107,7 @@ struct Watch {
 
 impl WatchStream {
     pub(super) fn new(hub: Hub, progress_interval: Duration) -> WatchStream {
+        census::add(&hub.tally().streams, 1);
         WatchStream {
             hub,
             mailbox: Arc::default(),
@@ -234,17 +236,17 @@ impl WatchStream {
         let (queued, mode) = watcher.take();
         match mode {
             Mode::Ended => None,
-            Mode::Live => events(id, queued),
+            Mode::Live => self.events(id, queued),
             Mode::Behind if !queued.is_empty() => {
                 self.hub.join(watcher);
-                events(id, queued)
+                self.events(id, queued)
             }
             Mode::Behind => {
                 self.owes_yield = true;
                 match read_chunk(self.hub.store(), watcher, &mut self.chunk_size) {
                     Ok(read) => {
                         self.hub.join(watcher);
-                        events(id, read)
+                        self.events(id, read)
                     }
                     Err(Compacted { revision }) => {
                         self.cancel(id);
@@ -253,6 +255,11 @@ impl WatchStream {
                 }
             }
         }
+    }
+
+    fn events(&self, id: i64, events: Vec<Event>) -> Option<Delivery> {
+        self.hub.tally().events.add(events.len() as u64);
+        (!events.is_empty()).then_some(Delivery::Events { id, events })
     }
 
     /// The answer to the oldest progress request, when all watches have come that far.
@@ -322,11 +329,8 @@ impl Drop for WatchStream {
         for watch in self.watches.values() {
             self.hub.leave(&watch.watcher);
         }
+        census::subtract(&self.hub.tally().streams, 1);
         // Watchers hold the mailbox, and the mailbox those in its ring.
         self.mailbox.clear();
     }
-}
-
-fn events(id: i64, events: Vec<Event>) -> Option<Delivery> {
-    (!events.is_empty()).then_some(Delivery::Events { id, events })
 }

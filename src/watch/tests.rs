@@ -37,6 +37,32 @@ fn a_watch_from_now_sees_what_comes_and_nothing_before() {
 }
 
 #[test]
+fn the_census_tells_who_watches_and_what_waits() {
+    let mut fixture = Fixture::new();
+    fixture.put("a", "1");
+    let mut stream = fixture.stream();
+    let other = fixture.stream();
+    watch(&mut stream, one("a"), 0);
+    let behind = watch(&mut stream, one("a"), 1);
+    let standing = |fixture: &Fixture| {
+        let census = fixture.hub.census();
+        (census.streams, census.watchers, census.slow_watchers, census.pending_events)
+    };
+    assert_eq!(standing(&fixture), (2, 2, 1, 0));
+    fixture.put("a", "2");
+    assert_eq!(standing(&fixture), (2, 2, 1, 1), "the one behind will read it");
+    drain(&mut stream);
+    assert_eq!(standing(&fixture), (2, 2, 0, 0));
+    assert_eq!(fixture.hub.census().events, 3);
+    fixture.put("a", "3");
+    assert!(stream.cancel(behind));
+    assert_eq!(standing(&fixture), (2, 1, 0, 1), "what waited for it is forgotten");
+    drop(stream);
+    drop(other);
+    assert_eq!(standing(&fixture), (0, 0, 0, 0));
+}
+
+#[test]
 fn a_watch_from_the_past_sees_the_history_and_then_what_comes() {
     let mut fixture = Fixture::new();
     for value in ["1", "2", "3"] {

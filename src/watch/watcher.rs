@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
+use super::census::{self, Tally};
 use super::{EVENT_BYTES, QUEUE_BYTES};
 use crate::machine::Event;
 use crate::types::KeyRange;
@@ -43,6 +44,7 @@ pub struct Watcher {
     serial: u64,
     interest: Interest,
     mailbox: Arc<Mailbox>,
+    tally: Arc<Tally>,
     /// Where it stands among the members of its range. Only used under the hub's lock.
     slot: AtomicUsize,
     state: Mutex<State>,
@@ -93,6 +95,7 @@ impl Watcher {
         interest: Interest,
         next: i64,
         mailbox: Arc<Mailbox>,
+        tally: Arc<Tally>,
     ) -> Arc<Watcher> {
         let state = State {
             mode: Mode::Behind,
@@ -103,7 +106,7 @@ impl Watcher {
             quiet: true,
         };
         let slot = AtomicUsize::new(usize::MAX);
-        Arc::new(Watcher { id, serial, interest, mailbox, slot, state: Mutex::new(state) })
+        Arc::new(Watcher { id, serial, interest, mailbox, tally, slot, state: Mutex::new(state) })
     }
 
     pub fn id(&self) -> i64 {
@@ -145,14 +148,16 @@ impl Watcher {
         if revision < state.next {
             return Offer::Settled;
         }
-        let mut bytes = 0;
+        let (mut bytes, mut shown) = (0, 0);
         for event in events.filter_map(|event| self.interest.show(event)) {
             bytes += event_bytes(&event);
             state.queue.push(event);
+            shown += 1;
         }
         if bytes == 0 {
             return Offer::Settled;
         }
+        census::add(&self.tally.pending_events, shown);
         state.queue_bytes += bytes;
         let queued_bytes = self.mailbox.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let offer = if queued_bytes > QUEUE_BYTES {
@@ -190,6 +195,7 @@ impl Watcher {
         let mut state = self.state();
         state.in_ring = false;
         let events = std::mem::take(&mut state.queue);
+        census::subtract(&self.tally.pending_events, events.len());
         self.clear(&mut state);
         if !events.is_empty() {
             state.quiet = false;
@@ -216,7 +222,8 @@ impl Watcher {
     }
 
     fn clear(&self, state: &mut State) {
-        state.queue = Vec::new();
+        let events = std::mem::take(&mut state.queue);
+        census::subtract(&self.tally.pending_events, events.len());
         let bytes = std::mem::take(&mut state.queue_bytes);
         self.mailbox.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

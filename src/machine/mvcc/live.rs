@@ -22,6 +22,11 @@ impl Live {
         self.pairs.get(key)
     }
 
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
     /// Notes the newest record of a key, which may be a tombstone.
     pub fn note(&mut self, record: &Arc<Record>) {
         if record.is_tombstone() {
