@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::server::{Server, TcpIncoming};
 
-use crate::api;
+use crate::api::{self, Api};
 use crate::clock::{SystemClock, SystemEntropy};
 use crate::concurrency::peer_service::QueueService;
-use crate::config::{Config, ListenUrl};
+use crate::config::{Config, ListenUrl, MetricsKind};
 use crate::node::bootstrap;
 use crate::node::{ForwardService, Identity, Limits, RunningMember, Settings, World};
 use crate::pb::peer::forward_server::ForwardServer;
@@ -61,6 +61,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
 
     let clients = listen(&config.listen_client, "--listen-client-urls").await?;
     let peers = listen(&config.listen_peer, "--listen-peer-urls").await?;
+    let metrics = listen(&config.listen_metrics, "--listen-metrics-urls").await?;
     let world = World {
         clock: Arc::new(SystemClock::new()),
         entropy: Arc::new(SystemEntropy),
@@ -68,7 +69,12 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     };
     let (member, mut faults) = bootstrap::start(&settings(&config), world).await?;
     let (stop, stopped) = watch::channel(false);
+    let api = Api::new(member.node.clone(), api_options(&config));
+    // From now on: whoever looks learns why the member is not ready yet.
+    let mut metrics_servers = JoinSet::new();
     let clients_settings = client_connections(&config);
+    let routes = Routes::from(api.metrics_router());
+    serve(&mut metrics_servers, metrics, &routes, &stopped, clients_settings);
     let mut peer_servers = serve_peers(&member, peers);
 
     let told = async {
@@ -82,7 +88,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     let mut client_servers = JoinSet::new();
     let serve = async {
         node.recovered().await.map_err(|_| ServerError::NotReady)?;
-        let routes = Routes::from(api::router(member.node.clone()));
+        let routes = Routes::from(api.router());
         serve(&mut client_servers, clients, &routes, &stopped, clients_settings);
         tracing::info!(
             name = %config.name,
@@ -102,6 +108,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         // Nothing more may be answered: what is in memory may not be what is on disk.
         client_servers.abort_all();
         peer_servers.abort_all();
+        metrics_servers.abort_all();
         return Err(error);
     }
     tracing::info!("stopping");
@@ -117,6 +124,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         tracing::warn!("some queue keys are left to their leases");
     }
     peer_servers.shutdown().await;
+    metrics_servers.shutdown().await;
     member.stop().await;
     tracing::info!("stopped");
     Ok(())
@@ -153,6 +161,13 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+fn api_options(config: &Config) -> api::Options {
+    api::Options {
+        progress_interval: config.progress_interval,
+        extensive_metrics: config.metrics == MetricsKind::Extensive,
+    }
+}
+
 fn client_connections(config: &Config) -> Connections {
     Connections {
         streams: config.max_concurrent_streams,
@@ -170,7 +185,10 @@ async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, Serv
         "--listen-client-urls" => {
             "stop what uses the port, or choose another with --listen-client-urls"
         }
-        _ => "stop what uses the port, or choose another with --listen-peer-urls",
+        "--listen-peer-urls" => {
+            "stop what uses the port, or choose another with --listen-peer-urls"
+        }
+        _ => "stop what uses the port, or choose another with --listen-metrics-urls",
     };
     let mut listeners = Vec::new();
     for url in urls {

@@ -1,24 +1,29 @@
 //! What all gRPC services have in common, around the generated servers.
 //!
 //! On the way in, the gate turns away what is not gRPC, and calls that ask to fail without a leader
-//! while there is none. On the way out it words tonic's own refusals as etcd's clients know them.
-//! It allocates nothing for a call that succeeds.
+//! while there is none; streams that ask for it are ended when the leader is lost. On the way out it
+//! words tonic's own refusals as etcd's clients know them. It counts the calls and their messages.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use futures::{FutureExt, Stream, StreamExt, stream};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
 
+use super::calls::{Call, Calls, Frames, Receiver, code_of};
 use super::status::{self, Refusal};
 
 /// The metadata by which a caller asks to fail rather than wait when there is no leader.
@@ -32,12 +37,20 @@ const GRPC: &[u8] = b"application/grpc";
 pub struct Gate<S> {
     service: S,
     // Behind an `Arc` because services are cloned for each call, and a receiver is not cheap to clone.
-    has_leader: Arc<watch::Receiver<bool>>,
+    keeper: Arc<Keeper>,
+    methods: Range<usize>,
 }
 
-impl<S> Gate<S> {
-    pub fn new(service: S, has_leader: Arc<watch::Receiver<bool>>) -> Gate<S> {
-        Gate { service, has_leader }
+/// What the gates of all services share.
+pub struct Keeper {
+    pub has_leader: watch::Receiver<bool>,
+    pub calls: Arc<Calls>,
+}
+
+impl<S: NamedService> Gate<S> {
+    pub fn new(service: S, keeper: Arc<Keeper>) -> Gate<S> {
+        let methods = keeper.calls.service(S::NAME);
+        Gate { service, keeper, methods }
     }
 }
 
@@ -50,7 +63,7 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + NamedService,
     S::Future: Unpin,
 {
-    type Response = Response<Body>;
+    type Response = Response<Answer>;
     type Error = Infallible;
     type Future = Passage<S::Future>;
 
@@ -62,36 +75,193 @@ where
         if !is_grpc(request.headers()) {
             return Passage::Refused(Some(not_found()));
         }
-        if requires_leader(request.headers()) && !*self.has_leader.borrow() {
-            return Passage::Refused(Some(Status::from(Refusal::NoLeader).into_http()));
+        let path = request.uri().path();
+        let mut call = self.keeper.calls.begin(self.methods.clone(), path, request.headers());
+        let mut lost = None;
+        if requires_leader(request.headers()) {
+            let has_leader = &self.keeper.has_leader;
+            if !*has_leader.borrow() {
+                if let Some(call) = &mut call {
+                    call.end(Code::Unavailable);
+                }
+                return Passage::Refused(Some(Status::from(Refusal::NoLeader).into_http()));
+            }
+            lost = call
+                .as_ref()
+                .is_some_and(|call| call.shape().is_stream())
+                .then(|| leader_lost(has_leader.clone()));
         }
         let path = request.uri().path_and_query().cloned();
-        Passage::Called { call: self.service.call(request), service: S::NAME, path }
+        let request = match &call {
+            Some(call) => {
+                let receiver = call.receiver();
+                request.map(|body| Body::new(Question { body, receiver }))
+            }
+            None => request,
+        };
+        Passage::Called { answer: self.service.call(request), service: S::NAME, path, call, lost }
     }
+}
+
+/// Ready once the leader is lost.
+type Lost = BoxFuture<'static, ()>;
+
+fn leader_lost(mut has_leader: watch::Receiver<bool>) -> Lost {
+    // A closed channel means that the node is gone, and the leader with it as far as we can tell.
+    async move {
+        let _ = has_leader.wait_for(|has_leader| !has_leader).await;
+    }
+    .boxed()
 }
 
 /// The answer of a [`Gate`], when it is there.
 pub enum Passage<F> {
     Refused(Option<Response<Body>>),
-    Called { call: F, service: &'static str, path: Option<PathAndQuery> },
+    Called {
+        answer: F,
+        service: &'static str,
+        path: Option<PathAndQuery>,
+        /// `None` for a method that does not exist.
+        call: Option<Call>,
+        /// For a stream that is to end with the leader.
+        lost: Option<Lost>,
+    },
 }
 
 impl<F> Future for Passage<F>
 where
     F: Future<Output = Result<Response<Body>, Infallible>> + Unpin,
 {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<Answer>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
             Passage::Refused(response) => {
-                Poll::Ready(Ok(response.take().expect("a future is not polled after its end")))
+                let response = response.take().expect("a future is not polled after its end");
+                Poll::Ready(Ok(response.map(Answer::uncounted)))
             }
-            Passage::Called { call, service, path } => {
-                let response = ready!(Pin::new(call).poll(context))?;
-                Poll::Ready(Ok(reworded(response, service, path.as_ref())))
+            Passage::Called { answer, service, path, call, lost } => {
+                let response = if is_ready(lost, context) {
+                    Status::from(Refusal::NoLeader).into_http()
+                } else {
+                    let response = ready!(Pin::new(answer).poll(context))?;
+                    reworded(response, service, path.as_ref())
+                };
+                let (mut call, mut lost) = (call.take(), lost.take());
+                // A status among the headers means a refusal: that of an answer comes after its
+                // messages.
+                if let Some(code) = code_of(response.headers()) {
+                    lost = None;
+                    if let Some(call) = &mut call {
+                        call.end(code);
+                    }
+                }
+                let frames = Frames::default();
+                Poll::Ready(Ok(response.map(|body| Answer { body, call, frames, lost })))
             }
         }
+    }
+}
+
+fn is_ready(lost: &mut Option<Lost>, context: &mut Context<'_>) -> bool {
+    lost.as_mut().is_some_and(|lost| lost.poll_unpin(context).is_ready())
+}
+
+/// What the client sends in a call.
+struct Question {
+    body: Body,
+    receiver: Receiver,
+}
+
+impl http_body::Body for Question {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.receiver.pass(data);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What the server sends in a call: the messages, and the status at the end.
+pub struct Answer {
+    body: Body,
+    call: Option<Call>,
+    frames: Frames,
+    lost: Option<Lost>,
+}
+
+impl Answer {
+    fn uncounted(body: Body) -> Answer {
+        Answer { body, call: None, frames: Frames::default(), lost: None }
+    }
+
+    fn end(&mut self, code: Code) {
+        self.lost = None;
+        if let Some(call) = &mut self.call {
+            call.end(code);
+        }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if is_ready(&mut this.lost, context) {
+            this.body = Body::empty();
+            let status = Status::from(Refusal::NoLeader);
+            this.end(status.code());
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(match status.add_header(&mut trailers) {
+                Ok(()) => Ok(Frame::trailers(trailers)),
+                Err(unprintable) => Err(unprintable),
+            }));
+        }
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(data), Some(call)) = (frame.data_ref(), &this.call) {
+                    call.sent(this.frames.pass(data));
+                }
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.end(code_of(trailers).unwrap_or(Code::Unknown));
+                }
+            }
+            Some(Err(status)) => this.end(status.code()),
+            None => this.end(Code::Unknown),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -138,68 +308,83 @@ fn not_found() -> Response<Body> {
     response
 }
 
-/// Whether a call asks to fail rather than wait when there is no leader. The gate sees to that when
-/// the call begins; a stream goes on with [`until_no_leader`].
-pub fn requires_leader(headers: &HeaderMap) -> bool {
+/// Whether a call asks to fail rather than wait when there is no leader.
+fn requires_leader(headers: &HeaderMap) -> bool {
     headers.get(REQUIRES_LEADER).is_some_and(|value| value == "true")
-}
-
-/// `answers`, ended by "no leader" as soon as `has_leader` turns false.
-pub fn until_no_leader<T>(
-    answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    mut has_leader: watch::Receiver<bool>,
-) -> impl Stream<Item = Result<T, Status>> + Send + 'static
-where
-    T: Send + 'static,
-{
-    // A closed channel means that the node is gone, and the leader with it as far as we can tell.
-    let mut lost =
-        async move { has_leader.wait_for(|has_leader| !has_leader).await.map(drop).ok() }
-            .boxed()
-            .fuse();
-    let mut answers = answers.boxed().fuse();
-    let mut ended = false;
-    stream::poll_fn(move |context| {
-        if ended {
-            return Poll::Ready(None);
-        }
-        if lost.poll_unpin(context).is_ready() {
-            ended = true;
-            return Poll::Ready(Some(Err(Refusal::NoLeader.into())));
-        }
-        let answer = ready!(answers.poll_next_unpin(context));
-        ended = answer.is_none();
-        Poll::Ready(answer)
-    })
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
     use tonic_health::pb::health_server::HealthServer;
 
     use super::*;
     use crate::api::health::HealthService;
+    use crate::clock::ManualClock;
+    use crate::metrics::Page;
 
     const CHECK: &str = "/grpc.health.v1.Health/Check";
+    const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
     /// A message without content.
     const EMPTY: &str = "\0\0\0\0\0";
 
-    /// Calls a gated health service that takes messages of at most 100 bytes.
-    async fn call(leader: bool, request: http::request::Builder, body: &str) -> Response<Body> {
-        let (_, has_leader) = watch::channel(leader);
-        let server = HealthServer::new(HealthService).max_decoding_message_size(100);
-        let request = request.method("POST").body(Body::new(body.to_owned())).unwrap();
-        Gate::new(server, Arc::new(has_leader)).call(request).await.unwrap()
+    struct Fixture {
+        leader: watch::Sender<bool>,
+        calls: Arc<Calls>,
+    }
+
+    impl Fixture {
+        fn new(leader: bool) -> Fixture {
+            let calls = Arc::new(Calls::new(Arc::new(ManualClock::default()), false));
+            Fixture { leader: watch::Sender::new(leader), calls }
+        }
+
+        /// Calls a gated health service that takes messages of at most 100 bytes.
+        async fn call(&self, request: http::request::Builder, body: &str) -> Response<Answer> {
+            let keeper = Keeper { has_leader: self.leader.subscribe(), calls: self.calls.clone() };
+            let server = HealthServer::new(HealthService).max_decoding_message_size(100);
+            let request = request.method("POST").body(Body::new(body.to_owned())).unwrap();
+            Gate::new(server, Arc::new(keeper)).call(request).await.unwrap()
+        }
+
+        /// The counts of the health service that are not zero.
+        fn counted(&self) -> Vec<String> {
+            let mut page = Page::default();
+            self.calls.write(&mut page);
+            let text = page.into_text();
+            let lines = text.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+            lines
+                .map(|line| {
+                    line.replace(",grpc_service=\"grpc.health.v1.Health\"", "")
+                        .replace(['"', '{', '}'], " ")
+                        .replace("grpc_", "")
+                })
+                .collect()
+        }
+    }
+
+    async fn call(leader: bool, request: http::request::Builder, body: &str) -> Response<Answer> {
+        Fixture::new(leader).call(request, body).await
     }
 
     fn grpc(path: &str) -> http::request::Builder {
         Request::builder().uri(path).header("content-type", "application/grpc")
     }
 
-    fn refusal(response: &Response<Body>) -> Option<(Code, String)> {
+    fn refusal<B>(response: &Response<B>) -> Option<(Code, String)> {
         let status = Status::from_header_map(response.headers())?;
         Some((status.code(), status.message().to_owned()))
+    }
+
+    /// The frames of an answer.
+    fn frames(
+        response: Response<Answer>,
+    ) -> impl futures::Stream<Item = Result<Frame<Bytes>, Status>> + Unpin {
+        let mut body = response.into_body();
+        futures::stream::poll_fn(move |context| {
+            http_body::Body::poll_frame(Pin::new(&mut body), context)
+        })
     }
 
     #[tokio::test]
@@ -263,23 +448,58 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_when_the_leader_is_lost() {
-        let (leader, has_leader) = watch::channel(true);
-        let answers = stream::iter([Ok(1)]).chain(stream::pending());
-        let mut answers = Box::pin(until_no_leader(answers, has_leader));
-        assert_eq!(answers.next().await.unwrap().unwrap(), 1);
-        assert!(futures::poll!(answers.next()).is_pending());
-        leader.send_replace(false);
-        let end = answers.next().await.unwrap().unwrap_err();
-        assert_eq!((end.code(), end.message()), (Code::Unavailable, "etcdserver: no leader"));
-        assert!(answers.next().await.is_none());
+    async fn a_stream_that_requires_a_leader_ends_when_it_is_lost() {
+        let fixture = Fixture::new(true);
+        let requiring = fixture.call(grpc(WATCH).header("hasleader", "true"), EMPTY).await;
+        let mut requiring = frames(requiring);
+        let mut other = frames(fixture.call(grpc(WATCH), EMPTY).await);
+        assert!(requiring.next().await.unwrap().unwrap().is_data());
+        assert!(other.next().await.unwrap().unwrap().is_data());
+        assert!(futures::poll!(requiring.next()).is_pending());
+
+        fixture.leader.send_replace(false);
+        let trailers = requiring.next().await.unwrap().unwrap().into_trailers().unwrap();
+        let status = Status::from_header_map(&trailers).unwrap();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+        assert!(requiring.next().await.is_none());
+        assert!(futures::poll!(other.next()).is_pending(), "it did not ask for it");
     }
 
     #[tokio::test]
-    async fn a_stream_that_ends_by_itself_ends_well() {
-        let (_leader, has_leader) = watch::channel(true);
-        let answers = until_no_leader(stream::iter([Ok::<_, Status>(1)]), has_leader);
-        let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
-        assert_eq!(answers, [1]);
+    async fn a_call_is_counted_when_its_answer_has_ended() {
+        let fixture = Fixture::new(true);
+        let mut answer = frames(fixture.call(grpc(CHECK), EMPTY).await);
+        let begun = fixture.counted();
+        assert!(begun.iter().all(|line| !line.starts_with("server_handled")), "{begun:?}");
+        while answer.next().await.is_some() {}
+        assert_eq!(
+            fixture.counted(),
+            [
+                "etcd_network_client_sent_bytes_total 2",
+                "server_started_total method= Check ,type= unary   1",
+                "server_msg_received_total method= Check ,type= unary   1",
+                "server_msg_sent_total method= Check ,type= unary   1",
+                "server_handled_total code= OK ,method= Check ,type= unary   1",
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn refusals_and_broken_off_streams_are_counted_as_what_they_are() {
+        let fixture = Fixture::new(false);
+        fixture.call(grpc(CHECK), "\0\0\0\0\x03\x0a\x01x").await;
+        fixture.call(grpc(CHECK).header("hasleader", "true"), EMPTY).await;
+        drop(fixture.call(grpc(WATCH), EMPTY).await);
+        let handled = fixture.counted();
+        let handled: Vec<_> =
+            handled.iter().filter_map(|line| line.strip_prefix("server_handled_total ")).collect();
+        assert_eq!(
+            handled,
+            [
+                "code= NotFound ,method= Check ,type= unary   1",
+                "code= Unavailable ,method= Check ,type= unary   1",
+                "code= Canceled ,method= Watch ,type= server_stream   1",
+            ]
+        );
     }
 }

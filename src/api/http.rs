@@ -1,4 +1,4 @@
-//! Plain HTTP on the client port: the version and the health probes.
+//! Plain HTTP: the version and the health probes, and the metrics.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{Path, RawQuery, State};
 use axum::handler::Handler;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, any, get};
 use bytes::Bytes;
 use http::{StatusCode, header};
 use serde_json::json;
@@ -15,6 +15,7 @@ use tonic::Status;
 use url::form_urlencoded;
 
 use crate::machine::Range;
+use crate::metrics;
 use crate::node::Node;
 use crate::types::KeyRange;
 
@@ -23,17 +24,29 @@ use super::ETCD_VERSION;
 /// The key etcd's probes read. It need not exist.
 const PROBED_KEY: &[u8] = b"health";
 
-/// `GET` of `/version`, `/health`, `/livez`, `/readyz`, and `/livez/NAME`, `/readyz/NAME` for one
-/// check.
+/// `GET` of `/version` and of the probes.
 pub fn routes(node: Arc<Node>) -> Router {
+    Router::new().route("/version", only_get(version)).with_state(node.clone()).merge(probes(node))
+}
+
+/// `GET` of `/health`, `/livez`, `/readyz`, and `/livez/NAME`, `/readyz/NAME` for one check.
+pub fn probes(node: Arc<Node>) -> Router {
     Router::new()
-        .route("/version", only_get(version))
         .route("/health", only_get(health))
         .route("/livez", only_get(|node, query| probe(&LIVE, node, query)))
-        .route("/livez/{check}", only_get(|node, name| probe_one(&LIVE, node, name)))
+        .route("/livez/{check}", only_get(|node, name, query| probe_one(&LIVE, node, name, query)))
         .route("/readyz", only_get(|node, query| probe(&READY, node, query)))
-        .route("/readyz/{check}", only_get(|node, name| probe_one(&READY, node, name)))
+        .route(
+            "/readyz/{check}",
+            only_get(|node, name, query| probe_one(&READY, node, name, query)),
+        )
         .with_state(node)
+}
+
+/// `/metrics`, by any method as in etcd.
+pub fn metrics_route(page: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
+    let content_type = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)];
+    Router::new().route("/metrics", any(async move || (content_type, page())))
 }
 
 /// Answers GET with `handler` and refuses all other methods, HEAD too.
@@ -58,7 +71,8 @@ async fn version() -> Response {
 /// Whether this member can serve, in etcd's older form. `serializable=true` asks for less: that it
 /// can read its own state. `exclude=ALARM` leaves an alarm out; there are none yet.
 async fn health(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Response {
-    let serializable = parameter(query.as_deref(), "serializable").is_some_and(|it| it == "true");
+    let serializable = parameters(query.as_deref(), "serializable");
+    let serializable = serializable.first().is_some_and(|it| it == "true");
     let reason = if !serializable && node.leader().is_none() {
         "RAFT NO LEADER".to_owned()
     } else {
@@ -68,9 +82,15 @@ async fn health(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Res
         }
     };
     let healthy = reason.is_empty();
+    let meters = node.meters();
+    let count = if healthy { &meters.health_successes } else { &meters.health_failures };
+    count.increment();
     let body = json!({ "health": healthy.to_string(), "reason": reason }).to_string();
-    let code = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, body).into_response()
+    if healthy {
+        body.into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, body + "\n").into_response()
+    }
 }
 
 /// One thing a probe looks at.
@@ -120,17 +140,23 @@ async fn probe(
     State(node): State<Arc<Node>>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let verbose = parameter(query.as_deref(), "verbose").is_some();
-    run(checks, &node, verbose).await
+    let excluded = parameters(query.as_deref(), "exclude");
+    let checks: Vec<Check> = checks
+        .iter()
+        .copied()
+        .filter(|check| !excluded.iter().any(|name| name == check.name()))
+        .collect();
+    run(&checks, &node, is_verbose(query.as_deref())).await
 }
 
 async fn probe_one(
     checks: &'static [Check],
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
+    RawQuery(query): RawQuery,
 ) -> Response {
     match checks.iter().find(|check| check.name() == name) {
-        Some(check) => run(&[*check], &node, false).await,
+        Some(check) => run(&[*check], &node, is_verbose(query.as_deref())).await,
         None => (StatusCode::NOT_FOUND, "404 page not found\n").into_response(),
     }
 }
@@ -153,7 +179,7 @@ async fn run(checks: &[Check], node: &Node, verbose: bool) -> Response {
     match (passed, verbose) {
         (true, false) => "ok\n".into_response(),
         (true, true) => (lines + "ok\n").into_response(),
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines).into_response(),
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, lines + "\n").into_response(),
     }
 }
 
@@ -166,25 +192,28 @@ async fn read(node: &Node, serializable: bool) -> Result<(), Status> {
     Ok(())
 }
 
-/// The value of the first `name` in a query; empty when it has none.
-fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+fn is_verbose(query: Option<&str>) -> bool {
+    !parameters(query, "verbose").is_empty()
+}
+
+/// The values of all `name` in a query; empty where one has none.
+fn parameters(query: Option<&str>, name: &str) -> Vec<String> {
     form_urlencoded::parse(query.unwrap_or_default().as_bytes())
-        .find(|(key, _)| key == name)
+        .filter(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parameter;
+    use super::parameters;
 
     #[test]
-    fn a_query_parameter_may_come_without_a_value() {
-        assert_eq!(parameter(Some("verbose"), "verbose").as_deref(), Some(""));
-        assert_eq!(
-            parameter(Some("a=1&serializable=true"), "serializable").as_deref(),
-            Some("true")
-        );
-        assert_eq!(parameter(Some("a=1"), "verbose"), None);
-        assert_eq!(parameter(None, "verbose"), None);
+    fn a_query_parameter_may_come_often_and_without_a_value() {
+        assert_eq!(parameters(Some("verbose"), "verbose"), [""]);
+        assert_eq!(parameters(Some("a=1&serializable=true"), "serializable"), ["true"]);
+        assert_eq!(parameters(Some("exclude=a&b&exclude=c"), "exclude"), ["a", "c"]);
+        assert!(parameters(Some("a=1"), "verbose").is_empty());
+        assert!(parameters(None, "verbose").is_empty());
     }
 }

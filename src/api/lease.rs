@@ -16,7 +16,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::types::LeaseId;
 
-use super::{convert, gate, header, status};
+use super::{convert, header, status};
 
 /// How many keep-alives of one stream are under way at a time. Further ones wait in the stream,
 /// and with it the client.
@@ -80,17 +80,12 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let needs_leader = gate::requires_leader(request.metadata().as_ref());
         let node = self.node.clone();
         let answers = request
             .into_inner()
             .map(move |request| keep_alive(node.clone(), request))
             .buffered(KEEP_ALIVES_IN_FLIGHT);
-        Ok(Response::new(if needs_leader {
-            gate::until_no_leader(answers, self.node.has_leader()).boxed()
-        } else {
-            answers.boxed()
-        }))
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn lease_time_to_live(

@@ -9,9 +9,10 @@ use crate::node::Node;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance;
 use crate::pb::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeRequest,
-    DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, DowngradeInfo,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse,
 };
 
 use super::status::{self, Refusal};
@@ -67,6 +68,8 @@ impl Maintenance for MaintenanceService {
             errors,
             db_size_in_use: size(member.db_size_in_use_bytes),
             is_learner: member.is_learner,
+            storage_version: ETCD_VERSION.to_owned(),
+            downgrade_info: Some(DowngradeInfo::default()),
             ..StatusResponse::default()
         }))
     }

@@ -5,6 +5,7 @@
 //! ([`status`]).
 
 pub mod auth;
+pub mod calls;
 pub mod cluster;
 pub mod convert;
 pub mod election;
@@ -16,6 +17,7 @@ pub mod kv;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
+pub mod metrics;
 pub mod status;
 pub mod watch;
 
@@ -37,7 +39,8 @@ use crate::pb::etcdserverpb::watch_server::WatchServer;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 
-use self::gate::Gate;
+use self::calls::Calls;
+use self::gate::{Gate, Keeper};
 
 /// The release of etcd whose API this is. Clients and tools ask for it to know what they may use.
 pub const ETCD_VERSION: &str = "3.6.0";
@@ -46,13 +49,52 @@ pub const ETCD_VERSION: &str = "3.6.0";
 /// slightly too large is refused by us, with etcd's text, and not by the transport.
 const RECEIVE_HEADROOM_BYTES: usize = 512 * 1024;
 
-/// How often an idle watch that asks for it hears of its progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// What an operator may choose about the API.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How often an idle watch that asks for it hears of its progress.
+    pub progress_interval: Duration,
+    /// Whether calls are timed for `/metrics`, too.
+    pub extensive_metrics: bool,
+}
 
-/// Everything on the client port of `node`, for a server that speaks HTTP/1.1 and HTTP/2.
-pub fn router(node: Arc<Node>) -> Router {
+/// What a member serves, and the counters behind it.
+pub struct Api {
+    node: Arc<Node>,
+    calls: Arc<Calls>,
+    options: Options,
+}
+
+impl Api {
+    pub fn new(node: Arc<Node>, options: Options) -> Api {
+        let calls = Arc::new(Calls::new(node.clock().clone(), options.extensive_metrics));
+        Api { node, calls, options }
+    }
+
+    /// Everything on the client port, for a server that speaks HTTP/1.1 and HTTP/2.
+    pub fn router(&self) -> Router {
+        services(self)
+            .merge(http::routes(self.node.clone()))
+            .merge(self.metrics())
+            .fallback(gate::unknown)
+    }
+
+    /// What is served on the ports for metrics: those, and the probes.
+    pub fn metrics_router(&self) -> Router {
+        http::probes(self.node.clone()).merge(self.metrics()).fallback(gate::unknown)
+    }
+
+    fn metrics(&self) -> Router {
+        let (node, calls) = (self.node.clone(), self.calls.clone());
+        http::metrics_route(move || metrics::page(&node, &calls))
+    }
+}
+
+fn services(api: &Api) -> Router {
+    let node = &api.node;
     let receive_bytes = node.limits().max_request_bytes + RECEIVE_HEADROOM_BYTES;
-    let has_leader = Arc::new(node.has_leader());
+    let keeper = Keeper { has_leader: node.has_leader(), calls: api.calls.clone() };
+    let keeper = Arc::new(keeper);
 
     // The generated servers have no trait in common for their limits, hence a macro.
     macro_rules! gated {
@@ -61,13 +103,13 @@ pub fn router(node: Arc<Node>) -> Router {
                 $server::new($service)
                     .max_decoding_message_size(receive_bytes)
                     .accept_compressed(CompressionEncoding::Gzip),
-                has_leader.clone(),
+                keeper.clone(),
             )
         };
     }
 
     Routes::new(gated!(KvServer, kv::KvService::new(node.clone())))
-        .add_service(gated!(WatchServer, watch_service(&node)))
+        .add_service(gated!(WatchServer, watch_service(api)))
         .add_service(gated!(LockServer, lock::LockService::new(node.clone())))
         .add_service(gated!(ElectionServer, election::ElectionService::new(node.clone())))
         .add_service(gated!(LeaseServer, lease::LeaseService::new(node.clone())))
@@ -76,11 +118,10 @@ pub fn router(node: Arc<Node>) -> Router {
         .add_service(gated!(AuthServer, auth::AuthService::new(node.clone())))
         .add_service(gated!(HealthServer, health::HealthService))
         .into_axum_router()
-        .merge(http::routes(node))
-        .fallback(gate::unknown)
 }
 
-fn watch_service(node: &Arc<Node>) -> watch::WatchService {
+fn watch_service(api: &Api) -> watch::WatchService {
+    let node = &api.node;
     let headers = node.clone();
     watch::WatchService {
         hub: node.hub().clone(),
@@ -89,6 +130,6 @@ fn watch_service(node: &Arc<Node>) -> watch::WatchService {
         authorize: Arc::new(|_, _| Ok(())),
         has_leader: node.has_leader(),
         max_request_bytes: node.limits().max_request_bytes,
-        progress_interval: PROGRESS_INTERVAL,
+        progress_interval: api.options.progress_interval,
     }
 }
