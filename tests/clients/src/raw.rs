@@ -122,11 +122,24 @@ where
     Q: Message + 'static,
     A: Message + Default + 'static,
 {
+    streaming_with(channel, path, Request::new(requests)).await
+}
+
+/// As [`streaming`], with metadata on the request.
+pub async fn streaming_with<Q, A>(
+    channel: &Channel,
+    path: &str,
+    requests: Request<impl tokio_stream::Stream<Item = Q> + Send + 'static>,
+) -> Result<Streaming<A>, Status>
+where
+    Q: Message + 'static,
+    A: Message + Default + 'static,
+{
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
     let path = PathAndQuery::try_from(path).expect("a path");
     let codec = tonic_prost::ProstCodec::<Q, A>::default();
-    Ok(grpc.streaming(Request::new(requests), path, codec).await?.into_inner())
+    Ok(grpc.streaming(requests, path, codec).await?.into_inner())
 }
 
 /// A metadata value of an answer, as text.
