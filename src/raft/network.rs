@@ -264,7 +264,7 @@ impl RaftNetworkV2<Raft> for Network {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> openraft::base::BoxFuture<'s, Result<Responses<'s>, RPCError<Raft>>>
     where
@@ -272,6 +272,12 @@ impl RaftNetworkV2<Raft> for Network {
     {
         Box::pin(async move {
             let deadline = option.hard_ttl().max(APPEND_DEADLINE);
+            // Inside the input openraft waits out its pause after a failure. So that goes first: a
+            // member that is gone is not called without end.
+            let Some(first) = input.next().await else {
+                return Ok(futures::stream::empty().boxed());
+            };
+            let input = futures::stream::iter([first]).chain(input);
             let link = match self.appends.take() {
                 Some(link) if !link.requests.is_closed() => link,
                 _ => self.open_appends(deadline).await?,
