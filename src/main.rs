@@ -29,7 +29,20 @@ struct Arguments {
     command: Option<cli::Command>,
 }
 
+/// `mi_option_purge_delay` of mimalloc 3: the binding names only a few options.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// Lets the allocator keep what it has: freed memory is used again, but not returned.
+///
+/// Returning it in pieces takes the kernel's large pages apart, and every piece that is needed
+/// again is zeroed first: a quarter of the CPU under writes.
+fn keep_memory() {
+    // SAFETY: sets one of the allocator's numbers; allowed at any time, from any thread.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+}
+
 fn main() -> ExitCode {
+    keep_memory();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) if !error.use_stderr() => error.exit(),
