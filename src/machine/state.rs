@@ -115,7 +115,7 @@ impl Machine {
         }
     }
 
-    /// Finds attachments and queues in the live pairs.
+    /// Finds the live pairs, and attachments and queues in them.
     fn derive_tables(&mut self) -> Result<(), Fault> {
         let Machine { history, live, leases, queues, .. } = self;
         let mut orphan = None;
@@ -127,6 +127,7 @@ impl Machine {
             }
             orphan.is_none()
         });
+        history.publish_roster(history.published(), live.roster().clone());
         match orphan {
             Some(record) => Err(codec::corrupt(
                 format!("key {}", record.key.escape_ascii()),

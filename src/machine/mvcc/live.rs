@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Roster;
 use crate::machine::Record;
 
 /// The newest record of each key that is not deleted. Never iterated: a hash map's order differs
@@ -15,6 +16,8 @@ use crate::machine::Record;
 #[derive(Default)]
 pub struct Live {
     pairs: HashMap<Bytes, Arc<Record>>,
+    /// The same keys, in order.
+    roster: Roster,
 }
 
 impl Live {
@@ -27,12 +30,26 @@ impl Live {
         self.pairs.len()
     }
 
-    /// Notes the newest record of a key, which may be a tombstone.
-    pub fn note(&mut self, record: &Arc<Record>) {
+    /// The keys of all pairs. It changes only when a key comes or goes.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Notes the newest record of a key, which may be a tombstone. Returns whether the key came or
+    /// went by it.
+    pub fn note(&mut self, record: &Arc<Record>) -> bool {
         if record.is_tombstone() {
-            self.pairs.remove(&record.key);
+            let went = self.pairs.remove(&record.key).is_some();
+            if went {
+                self.roster.remove(&record.key);
+            }
+            went
         } else {
-            self.pairs.insert(record.key.clone(), record.clone());
+            let came = self.pairs.insert(record.key.clone(), record.clone()).is_none();
+            if came {
+                self.roster.insert(&record.key);
+            }
+            came
         }
     }
 }

@@ -4,6 +4,11 @@
 //! Any number of threads read at a published revision; they take no lock, never wait for the writer
 //! and never make it wait. Records are immutable.
 //!
+//! A range can be counted without walking it: the writer also publishes the [`Roster`] of the keys
+//! that are there, each time one comes or goes, *before* the revision that made it. A reader that
+//! has seen a revision published thus finds the roster of that revision or of a later one, and what
+//! a later one differs by is in the journal, whose records are inserted before either is published.
+//!
 //! Compaction has two halves. The logical one moves `compacted` and takes effect at once. The
 //! physical one ([`Scrubber`]) removes records that no reader at or above `compacted` can see. A
 //! reader below may thus miss keys, so every read looks at `compacted` again when it is done and
@@ -15,14 +20,17 @@ mod index;
 mod journal;
 mod live;
 mod range;
+mod roster;
 mod view;
 mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
+
 use super::{Record, Rejection};
-use crate::types::Revision;
+use crate::types::{KeyRange, Revision};
 
 pub use hash::HashKv;
 pub use view::{Changes, Store, View};
@@ -35,25 +43,40 @@ pub(super) use writer::Writer;
 
 use index::Index;
 use journal::Journal;
+use roster::Roster;
 
 /// What [`History::compacted`] says before the first compaction.
 pub const NEVER_COMPACTED: i64 = -1;
 
+/// A count is corrected for the changes since a revision as long as these are no more than one of so
+/// many keys counted, and [`FREE_CORRECTIONS`]: beyond, walking through the range costs less.
+const KEYS_PER_CORRECTION: usize = 16;
+const FREE_CORRECTIONS: usize = 64;
+
 pub(super) struct History {
     index: Index,
     journal: Journal,
+    /// The keys that were there from one revision on.
+    edition: ArcSwap<Edition>,
     published: AtomicI64,
     compacted: AtomicI64,
     /// How many readers need every record that is there to stay.
     holders: AtomicUsize,
 }
 
+/// The keys at revision `since`, and at all later ones up to the next edition's.
+struct Edition {
+    since: i64,
+    roster: Roster,
+}
+
 impl History {
-    /// No records yet; `load` adds what was stored.
+    /// No records yet; who adds stored ones calls [`History::publish_roster`] when done.
     pub fn new(revision: i64, compacted: i64) -> History {
         History {
             index: Index::default(),
             journal: Journal::default(),
+            edition: ArcSwap::from_pointee(Edition { since: revision, roster: Roster::default() }),
             published: AtomicI64::new(revision),
             compacted: AtomicI64::new(compacted),
             holders: AtomicUsize::new(0),
@@ -71,8 +94,49 @@ impl History {
         self.published.load(Ordering::SeqCst)
     }
 
-    fn publish(&self, revision: i64) {
+    /// Lets readers read at `revision`. `roster`: when keys came or went, those that are there now.
+    fn publish(&self, revision: i64, roster: Option<Roster>) {
+        if let Some(roster) = roster {
+            self.publish_roster(revision, roster);
+        }
         self.published.store(revision, Ordering::SeqCst);
+    }
+
+    /// Lets readers count by `roster`, the keys from revision `since` on.
+    pub fn publish_roster(&self, since: i64, roster: Roster) {
+        self.edition.store(Arc::new(Edition { since, roster }));
+    }
+
+    /// How many keys there were in `range` at `revision`, a published one; `None` when it takes a
+    /// walk through the range to tell.
+    fn count(&self, range: &KeyRange, revision: i64) -> Option<i64> {
+        let edition = self.edition.load();
+        let now = edition.roster.count(range);
+        let mut count = now as i64;
+        if edition.since <= revision {
+            return Some(count);
+        }
+        let mut corrections = now / KEYS_PER_CORRECTION + FREE_CORRECTIONS;
+        let (from, to) = (Revision::first_of(revision + 1), Revision::last_of(edition.since));
+        for record in self.journal.records(from, to) {
+            corrections = corrections.checked_sub(1)?;
+            if !range.contains(&record.key) {
+                continue;
+            }
+            let before = self.index.before(&record);
+            if before.as_ref().is_some_and(|before| before.mod_revision.main > revision) {
+                // An earlier record of the same key has counted for it.
+                continue;
+            }
+            let was = before.is_some_and(|before| !before.is_tombstone());
+            count += i64::from(was) - i64::from(edition.roster.contains(&record.key));
+        }
+        Some(count)
+    }
+
+    /// Runs `look` on the newest roster, which may differ from that of any revision readers are at.
+    fn with_roster<T>(&self, look: impl FnOnce(&Roster) -> T) -> T {
+        look(&self.edition.load().roster)
     }
 
     /// The oldest readable revision; [`NEVER_COMPACTED`] when everything is.

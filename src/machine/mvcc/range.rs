@@ -1,22 +1,40 @@
-//! The pairs of a range at one revision: filtered, sorted, cut.
+//! The pairs of a range at one revision: counted, filtered, sorted, cut.
+//!
+//! With a limit of L, a range that needs no order but that of its keys costs a seek and L steps,
+//! from either end; another order looks at every pair and keeps about 2 L of them at a time.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::History;
+use bytes::Bytes;
+
+use super::{History, Roster};
 use crate::machine::{Range, RangeReply, Record, Rejection, SortOrder, SortTarget};
 use crate::types::{KeyRange, Revision};
+
+/// How many pairs a walk back from the end of a range takes at a time at least, and at most unless
+/// the caller wants more.
+const STRETCH: usize = 64;
+const LONGEST_STRETCH: usize = 4096;
 
 /// The state at one revision. Who makes one sees to it that the revision stays readable.
 #[derive(Clone, Copy)]
 pub struct Snapshot<'a> {
     history: &'a History,
     revision: i64,
+    /// The keys of exactly this state, where the writer takes it before readers can.
+    roster: Option<&'a Roster>,
 }
 
 impl<'a> Snapshot<'a> {
+    /// At a published revision.
     pub fn new(history: &'a History, revision: i64) -> Snapshot<'a> {
-        Snapshot { history, revision }
+        Snapshot { history, revision, roster: None }
+    }
+
+    /// In the middle of an entry that will make `revision`, with the keys that are there so far.
+    pub fn of_writer(history: &'a History, revision: i64, roster: &'a Roster) -> Snapshot<'a> {
+        Snapshot { history, revision, roster: Some(roster) }
     }
 
     pub fn revision(&self) -> i64 {
@@ -25,7 +43,7 @@ impl<'a> Snapshot<'a> {
 
     /// The state at another revision, which must be readable.
     pub fn at(&self, revision: i64) -> Snapshot<'a> {
-        Snapshot { revision, ..*self }
+        if revision == self.revision { *self } else { Snapshot::new(self.history, revision) }
     }
 
     /// The pair of `key`.
@@ -37,6 +55,73 @@ impl<'a> Snapshot<'a> {
     /// Calls `visit` with each pair in `range`, in key order, until it returns false.
     pub fn scan(&self, range: &KeyRange, visit: impl FnMut(&Arc<Record>) -> bool) {
         self.history.index.scan(range, Revision::last_of(self.revision), visit);
+    }
+
+    /// Calls `visit` with each pair in `range`, against key order, until it returns false: most
+    /// likely after `likely` of them.
+    ///
+    /// The index leads forward only, so the range is walked through stretch by stretch from its end.
+    /// The roster says where a stretch of some length begins; one that is older or newer than the
+    /// snapshot only makes stretches longer or shorter.
+    fn scan_back(
+        &self,
+        range: &KeyRange,
+        likely: usize,
+        mut visit: impl FnMut(&Arc<Record>) -> bool,
+    ) {
+        if range.is_empty() {
+            return;
+        }
+        let mut rest = range.clone();
+        let mut length = likely.max(STRETCH);
+        let longest = length.max(LONGEST_STRETCH);
+        let mut pairs = Vec::new();
+        loop {
+            let start = self.with_roster(|roster| stretch_from_end(roster, &rest, length));
+            let stretch = match (&rest, &start) {
+                (_, None) | (KeyRange::One(_), _) => rest.clone(),
+                (KeyRange::From(_), Some(start)) => KeyRange::From(start.clone()),
+                (KeyRange::Span { end, .. }, Some(start)) => {
+                    KeyRange::Span { start: start.clone(), end: end.clone() }
+                }
+            };
+            self.scan(&stretch, |record| {
+                pairs.push(record.clone());
+                true
+            });
+            while let Some(record) = pairs.pop() {
+                if !visit(&record) {
+                    return;
+                }
+            }
+            let Some(end) = start else { return };
+            rest = KeyRange::Span { start: range.start().clone(), end };
+            length = length.saturating_mul(2).min(longest);
+        }
+    }
+
+    fn with_roster<T>(&self, look: impl FnOnce(&Roster) -> T) -> T {
+        match self.roster {
+            Some(roster) => look(roster),
+            None => self.history.with_roster(look),
+        }
+    }
+
+    /// How many pairs are in `range`.
+    pub fn count(&self, range: &KeyRange) -> i64 {
+        let counted = match (range, self.roster) {
+            (KeyRange::One(key), _) => Some(i64::from(self.get(key).is_some())),
+            (_, Some(roster)) => Some(roster.count(range) as i64),
+            (_, None) => self.history.count(range, self.revision),
+        };
+        counted.unwrap_or_else(|| {
+            let mut count = 0;
+            self.scan(range, |_| {
+                count += 1;
+                true
+            });
+            count
+        })
     }
 
     /// The revision that `query` is to be answered at, given that this snapshot is the present.
@@ -57,38 +142,85 @@ impl<'a> Snapshot<'a> {
 
     /// Answers `query` at this snapshot's revision, whichever it asks for.
     pub fn range(&self, query: &Range) -> RangeReply {
-        let mut reply = RangeReply { keys_only: query.keys_only, ..RangeReply::default() };
         if query.count_only {
-            reply.keys_only = false;
-            self.scan(&query.range, |_| {
-                reply.count += 1;
-                true
-            });
-            return reply;
+            return RangeReply { count: self.count(&query.range), ..RangeReply::default() };
         }
         let limit = usize::try_from(query.limit).ok().filter(|limit| *limit > 0);
-        // Without order and filters the limit cuts in key order, before an implied sort. One more is
-        // taken than asked for, as etcd does: with a sort target that one can displace another.
-        let unordered = query.order == SortOrder::None && !has_filters(query);
-        let wanted = match limit {
-            Some(limit) if unordered => limit.saturating_add(1),
-            _ => usize::MAX,
-        };
-        self.scan(&query.range, |record| {
-            reply.count += 1;
-            if reply.records.len() < wanted && passes(query, record) {
-                reply.records.push(record.clone());
+        // One more tells whether there is more.
+        let wanted = limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let mut records = Vec::new();
+        let mut seen = 0;
+        match Walk::of(query) {
+            Walk::Forward => self.scan(&query.range, |record| {
+                seen += 1;
+                if passes(query, record) {
+                    records.push(record.clone());
+                }
+                records.len() < wanted
+            }),
+            Walk::Back => self.scan_back(&query.range, wanted, |record| {
+                seen += 1;
+                if passes(query, record) {
+                    records.push(record.clone());
+                }
+                records.len() < wanted
+            }),
+            Walk::Through => {
+                let most = wanted.saturating_mul(2).max(STRETCH);
+                self.scan(&query.range, |record| {
+                    seen += 1;
+                    if passes(query, record) {
+                        records.push(record.clone());
+                    }
+                    if records.len() == most {
+                        sort(&mut records, query);
+                        records.truncate(wanted);
+                    }
+                    true
+                });
             }
-            true
-        });
-        sort(&mut reply.records, query);
-        if let Some(limit) = limit
-            && reply.records.len() > limit
-        {
-            reply.records.truncate(limit);
-            reply.more = true;
         }
-        reply
+        let count = if records.len() < wanted || matches!(Walk::of(query), Walk::Through) {
+            seen
+        } else {
+            self.count(&query.range)
+        };
+        sort(&mut records, query);
+        let more = limit.is_some_and(|limit| records.len() > limit);
+        if more {
+            records.truncate(wanted - 1);
+        }
+        RangeReply { records, more, count, keys_only: query.keys_only }
+    }
+}
+
+/// Where the last `length` keys of `range` begin, by this roster; `None` when it has no more there.
+fn stretch_from_end(roster: &Roster, range: &KeyRange, length: usize) -> Option<Bytes> {
+    let first = roster.rank(range.start());
+    let start = (first + roster.count(range)).checked_sub(length)?;
+    (start > first).then(|| roster.at_rank(start).map(Bytes::copy_from_slice)).flatten()
+}
+
+/// How the pairs of a query are found.
+enum Walk {
+    /// In key order, up to the limit.
+    Forward,
+    /// Against key order, up to the limit.
+    Back,
+    /// All of them.
+    Through,
+}
+
+impl Walk {
+    fn of(query: &Range) -> Walk {
+        match (query.order, query.target) {
+            (SortOrder::None | SortOrder::Ascend, SortTarget::Key) => Walk::Forward,
+            (SortOrder::Descend, SortTarget::Key) => Walk::Back,
+            // Without order and filters the limit cuts in key order, before the sort that the target
+            // implies. As etcd does, one more takes part in the sort and can displace another.
+            (SortOrder::None, _) if !has_filters(query) => Walk::Forward,
+            _ => Walk::Through,
+        }
     }
 }
 
@@ -106,22 +238,20 @@ fn passes(query: &Range, record: &Record) -> bool {
         && within(record.create_revision, query.min_create_revision, query.max_create_revision)
 }
 
-/// Sorts pairs that are in key order. Equal ones stay in key order, also when descending.
+/// Sorts pairs by a target that is not their key, equal ones as they stand, also when descending. A
+/// walk leaves them in key order; one through all pairs comes here again and again, with pairs that
+/// are sorted already followed by ones with larger keys.
 fn sort(records: &mut [Arc<Record>], query: &Range) {
-    let by_target = |a: &Record, b: &Record| match query.target {
-        SortTarget::Key => a.key.cmp(&b.key),
-        SortTarget::Version => a.version.cmp(&b.version),
-        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-        SortTarget::Mod => a.mod_revision.main.cmp(&b.mod_revision.main),
-        SortTarget::Value => a.value.cmp(&b.value),
+    let by_target: fn(&Record, &Record) -> Ordering = match query.target {
+        SortTarget::Key => return,
+        SortTarget::Version => |a, b| a.version.cmp(&b.version),
+        SortTarget::Create => |a, b| a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => |a, b| a.mod_revision.main.cmp(&b.mod_revision.main),
+        SortTarget::Value => |a, b| a.value.cmp(&b.value),
     };
-    match (query.order, query.target) {
-        (SortOrder::None | SortOrder::Ascend, SortTarget::Key) => {}
-        (SortOrder::None | SortOrder::Ascend, _) => records.sort_by(|a, b| by_target(a, b)),
-        (SortOrder::Descend, SortTarget::Key) => records.reverse(),
-        (SortOrder::Descend, _) => {
-            records.sort_by(|a, b| Ordering::reverse(by_target(a, b)));
-        }
+    match query.order {
+        SortOrder::None | SortOrder::Ascend => records.sort_by(|a, b| by_target(a, b)),
+        SortOrder::Descend => records.sort_by(|a, b| by_target(b, a)),
     }
 }
 
@@ -133,6 +263,7 @@ mod tests {
     /// Keys a..e, made at 2..6, with values and versions that order otherwise.
     fn history() -> History {
         let history = History::new(6, super::super::NEVER_COMPACTED);
+        let mut roster = Roster::default();
         let pairs = [("a", "3", 2), ("b", "1", 1), ("c", "0", 2), ("d", "2", 1), ("e", "1", 1)];
         for (main, (key, value, version)) in (2..).zip(pairs) {
             history.insert(Arc::new(Record {
@@ -143,7 +274,9 @@ mod tests {
                 version,
                 lease: LeaseId::NONE,
             }));
+            roster.insert(key.as_bytes());
         }
+        history.publish_roster(6, roster);
         history
     }
 

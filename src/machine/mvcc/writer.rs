@@ -17,11 +17,14 @@ pub struct Writer<'a> {
     batch: &'a mut Batch,
     before: i64,
     events: Vec<Event>,
+    /// Whether keys came or went.
+    roster_changed: bool,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(history: &'a History, live: &'a mut Live, batch: &'a mut Batch) -> Writer<'a> {
-        Writer { before: history.published(), history, live, batch, events: Vec::new() }
+        let before = history.published();
+        Writer { before, history, live, batch, events: Vec::new(), roster_changed: false }
     }
 
     pub fn batch(&mut self) -> &mut Batch {
@@ -39,8 +42,8 @@ impl<'a> Writer<'a> {
     }
 
     /// The state with the changes made so far.
-    pub fn snapshot(&self) -> Snapshot<'a> {
-        Snapshot::new(self.history, self.revision())
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot::of_writer(self.history, self.revision(), self.live.roster())
     }
 
     /// Puts a pair. `prev` is the pair that is there now.
@@ -91,7 +94,8 @@ impl<'a> Writer<'a> {
     pub fn publish(self) -> (i64, Vec<Event>) {
         let revision = self.revision();
         if revision != self.before {
-            self.history.publish(revision);
+            let roster = self.roster_changed.then(|| self.live.roster().clone());
+            self.history.publish(revision, roster);
         }
         (revision, self.events)
     }
@@ -105,7 +109,7 @@ impl<'a> Writer<'a> {
         let record = Arc::new(record);
         self.batch.put(schema::record_key(record.mod_revision), codec::encode_record(&record));
         self.history.insert(record.clone());
-        self.live.note(&record);
+        self.roster_changed |= self.live.note(&record);
         self.events.push(Event { record: record.clone(), prev });
         record
     }

@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod model;
+mod ranges;
 mod replicas;
 mod semantics;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::*;
 use crate::types::Revision;
 
-type Pairs = BTreeMap<Bytes, Arc<Record>>;
+pub type Pairs = BTreeMap<Bytes, Arc<Record>>;
 
 struct ModelLease {
     ttl_seconds: i64,
@@ -110,6 +110,53 @@ impl Work {
     }
 }
 
+/// Answers a range step by step as etcd does it.
+pub fn naive_range(pairs: &Pairs, query: &Range) -> RangeReply {
+    let mut records: Vec<_> =
+        pairs.values().filter(|record| query.range.contains(&record.key)).cloned().collect();
+    let count = records.len() as i64;
+    if query.count_only {
+        return RangeReply { count, ..RangeReply::default() };
+    }
+    let filtered = query.min_mod_revision != 0
+        || query.max_mod_revision != 0
+        || query.min_create_revision != 0
+        || query.max_create_revision != 0;
+    let limit = query.limit.max(0) as usize;
+    if limit > 0 && query.order == SortOrder::None && !filtered {
+        records.truncate(limit + 1);
+    }
+    if query.max_mod_revision != 0 {
+        records.retain(|it| it.mod_revision.main <= query.max_mod_revision);
+    }
+    if query.min_mod_revision != 0 {
+        records.retain(|it| it.mod_revision.main >= query.min_mod_revision);
+    }
+    if query.max_create_revision != 0 {
+        records.retain(|it| it.create_revision <= query.max_create_revision);
+    }
+    if query.min_create_revision != 0 {
+        records.retain(|it| it.create_revision >= query.min_create_revision);
+    }
+    let sign = if query.order == SortOrder::Descend { -1 } else { 1 };
+    match query.target {
+        SortTarget::Key if sign < 0 => records.reverse(),
+        SortTarget::Key => {}
+        SortTarget::Version => records.sort_by_key(|it| sign * it.version),
+        SortTarget::Create => records.sort_by_key(|it| sign * it.create_revision),
+        SortTarget::Mod => records.sort_by_key(|it| sign * it.mod_revision.main),
+        SortTarget::Value if sign < 0 => {
+            records.sort_by_key(|it| std::cmp::Reverse(it.value.clone()));
+        }
+        SortTarget::Value => records.sort_by_key(|it| it.value.clone()),
+    }
+    let more = limit > 0 && records.len() > limit;
+    if more {
+        records.truncate(limit);
+    }
+    RangeReply { records, more, count, keys_only: query.keys_only }
+}
+
 impl Model {
     fn new() -> Model {
         Model {
@@ -156,53 +203,6 @@ impl Model {
             true => Err(Rejection::KeyNotFound),
             false => Ok(()),
         }
-    }
-
-    /// Step by step as etcd does it.
-    fn range(pairs: &Pairs, query: &Range) -> RangeReply {
-        let mut records: Vec<_> =
-            pairs.values().filter(|record| query.range.contains(&record.key)).cloned().collect();
-        let count = records.len() as i64;
-        if query.count_only {
-            return RangeReply { count, ..RangeReply::default() };
-        }
-        let filtered = query.min_mod_revision != 0
-            || query.max_mod_revision != 0
-            || query.min_create_revision != 0
-            || query.max_create_revision != 0;
-        let limit = query.limit.max(0) as usize;
-        if limit > 0 && query.order == SortOrder::None && !filtered {
-            records.truncate(limit + 1);
-        }
-        if query.max_mod_revision != 0 {
-            records.retain(|it| it.mod_revision.main <= query.max_mod_revision);
-        }
-        if query.min_mod_revision != 0 {
-            records.retain(|it| it.mod_revision.main >= query.min_mod_revision);
-        }
-        if query.max_create_revision != 0 {
-            records.retain(|it| it.create_revision <= query.max_create_revision);
-        }
-        if query.min_create_revision != 0 {
-            records.retain(|it| it.create_revision >= query.min_create_revision);
-        }
-        let sign = if query.order == SortOrder::Descend { -1 } else { 1 };
-        match query.target {
-            SortTarget::Key if sign < 0 => records.reverse(),
-            SortTarget::Key => {}
-            SortTarget::Version => records.sort_by_key(|it| sign * it.version),
-            SortTarget::Create => records.sort_by_key(|it| sign * it.create_revision),
-            SortTarget::Mod => records.sort_by_key(|it| sign * it.mod_revision.main),
-            SortTarget::Value if sign < 0 => {
-                records.sort_by_key(|it| std::cmp::Reverse(it.value.clone()));
-            }
-            SortTarget::Value => records.sort_by_key(|it| it.value.clone()),
-        }
-        let more = limit > 0 && records.len() > limit;
-        if more {
-            records.truncate(limit);
-        }
-        RangeReply { records, more, count, keys_only: query.keys_only }
     }
 
     fn compare(&self, compare: &Compare) -> bool {
@@ -272,7 +272,7 @@ impl Model {
                     true => &self.states[query.revision as usize],
                     false => &work.pairs,
                 };
-                TxnOpReply::Range { revision: work.header(), reply: Model::range(pairs, query) }
+                TxnOpReply::Range { revision: work.header(), reply: naive_range(pairs, query) }
             }
             TxnOp::Txn(txn) => TxnOpReply::Txn(self.run(work, txn)),
         });
@@ -461,7 +461,7 @@ fn check_reads(seed: u64, random: &mut Random, member: &Member, model: &Model) {
         let query = random_query(random);
         let expected = model.readable(query.revision).map(|()| {
             let at = if query.revision > 0 { query.revision } else { model.revision() };
-            Model::range(&model.states[at as usize], &query)
+            naive_range(&model.states[at as usize], &query)
         });
         assert_eq!(view.range(&query), expected, "seed {seed}: {query:?}");
     }

@@ -1,0 +1,171 @@
+//! Ranges over more keys than a few: pages, counts that nobody walks for, old revisions.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::model::{Pairs, naive_range};
+use super::*;
+
+const KEYS: u64 = 900;
+
+fn numbered(number: u64) -> String {
+    format!("key/{:04}", number * 7919 % 10_000)
+}
+
+fn some_range(random: &mut Random) -> KeyRange {
+    let any = |random: &mut Random| key(&numbered(random.below(KEYS)));
+    match random.below(5) {
+        0 => everything(),
+        1 => KeyRange::From(any(random)),
+        2 => KeyRange::One(any(random)),
+        _ => KeyRange::Span { start: any(random), end: any(random) },
+    }
+}
+
+fn some_query(random: &mut Random, revision: i64) -> Range {
+    let newest = revision as u64 + 1;
+    let mut filter = || if random.one_in(6) { random.below(newest) as i64 } else { 0 };
+    let mut query = Range {
+        min_mod_revision: filter(),
+        max_mod_revision: filter(),
+        min_create_revision: filter(),
+        max_create_revision: filter(),
+        revision,
+        ..Range::all(some_range(random))
+    };
+    query.limit = random.pick(&[0, 1, 2, 30, 100, 250, 5_000]);
+    query.count_only = random.one_in(5);
+    query.order = random.pick(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]);
+    query.target = random.pick(&[
+        SortTarget::Key,
+        SortTarget::Key,
+        SortTarget::Version,
+        SortTarget::Create,
+        SortTarget::Mod,
+        SortTarget::Value,
+    ]);
+    query
+}
+
+fn some_entry(random: &mut Random, deletes_of_ten: u64) -> Command {
+    let name = numbered(random.below(KEYS));
+    if random.below(10) >= deletes_of_ten {
+        return Command::Put(put(&name, random.pick(&["x", "y", "z"])));
+    }
+    match random.below(8) {
+        0 => Command::DeleteRange(delete(KeyRange::prefix(&name.as_bytes()[..6]))),
+        1 => {
+            let ops = vec![
+                TxnOp::DeleteRange(delete(one(&name))),
+                TxnOp::Put(put(&numbered(random.below(KEYS)), "t")),
+                TxnOp::Range(Range { limit: 3, ..Range::all(everything()) }),
+            ];
+            Command::Txn(txn(vec![], ops, vec![]))
+        }
+        _ => Command::DeleteRange(delete(one(&name))),
+    }
+}
+
+fn apply_to(pairs: &mut Pairs, outcome: &Outcome) {
+    for event in &outcome.events {
+        if event.record.is_tombstone() {
+            pairs.remove(&event.record.key);
+        } else {
+            pairs.insert(event.record.key.clone(), event.record.clone());
+        }
+    }
+}
+
+/// Every page and count of now and of a while ago is what walking through all pairs gives: just
+/// after they changed, many changes later, after compaction, after a restart.
+#[test]
+fn pages_and_counts_are_those_of_a_walk_at_any_revision() {
+    let mut random = Random::new(7_001);
+    let mut member = Member::new();
+    let mut pairs = Pairs::new();
+    let mut states: BTreeMap<i64, Pairs> = BTreeMap::new();
+    for round in 0..6_000 {
+        // Many keys come first, then they dwindle, then they come again.
+        let outcome = member.apply(some_entry(&mut random, [1, 8, 2][round / 2_000]));
+        apply_to(&mut pairs, &outcome);
+        if let Reply::Txn(reply) = outcome.reply.as_ref().unwrap() {
+            let Some(TxnOpReply::Range { reply, .. }) = reply.responses.last() else {
+                panic!("the transaction ends with a range")
+            };
+            assert_eq!(reply.count, pairs.len() as i64);
+        }
+        if round % 20 != 0 {
+            continue;
+        }
+        states.insert(outcome.revision, pairs.clone());
+        if states.len() > 60 {
+            let (oldest, _) = states.pop_first().unwrap();
+            if random.one_in(10) {
+                member.ok(Command::Compact { revision: oldest + 1 });
+                member.scrub_all();
+            }
+        }
+        if random.one_in(60) {
+            member.restart();
+        }
+        let view = member.view();
+        for (revision, pairs) in [states.last_key_value(), states.iter().nth(states.len() / 2)]
+            .into_iter()
+            .chain([states.first_key_value()])
+            .flatten()
+        {
+            for _ in 0..4 {
+                let query = some_query(&mut random, *revision);
+                let reply = view.range(&query).unwrap();
+                assert_eq!(reply, naive_range(pairs, &query), "at {revision}: {query:?}");
+            }
+        }
+    }
+    assert!(states.values().any(|pairs| pairs.len() > 400));
+    assert!(member.machine.store().compacted() > 1);
+}
+
+/// A count, a first page, and all pairs, read one after the other in one view, belong to one
+/// revision, whatever the writer does in between.
+#[test]
+fn counts_agree_with_walks_while_keys_come_and_go() {
+    let mut member = Member::new();
+    for number in 0..KEYS / 2 {
+        member.ok(Command::Put(put(&numbered(number), "x")));
+    }
+    let store = member.machine.store();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for seed in 0..2 {
+            let (store, done) = (store.clone(), &done);
+            scope.spawn(move || {
+                let mut random = Random::new(seed);
+                while !done.load(Ordering::SeqCst) {
+                    let view = store.view();
+                    let range = some_range(&mut random);
+                    let count = Range { count_only: true, ..Range::all(range.clone()) };
+                    let page = Range { limit: 2, ..Range::all(range.clone()) };
+                    let last =
+                        Range { order: SortOrder::Descend, limit: 2, ..Range::all(range.clone()) };
+                    let count = view.range(&count).unwrap().count;
+                    let page = view.range(&page).unwrap();
+                    let last = view.range(&last).unwrap();
+                    let all = view.range(&Range::all(range.clone())).unwrap();
+                    assert_eq!(count, all.records.len() as i64, "{range:?}");
+                    assert_eq!((page.count, last.count, all.count), (count, count, count));
+                    let first: Vec<_> = all.records.iter().take(2).cloned().collect();
+                    assert_eq!(page.records, first);
+                    let backwards: Vec<_> = all.records.iter().rev().take(2).cloned().collect();
+                    assert_eq!(last.records, backwards);
+                    assert_eq!(page.more, all.records.len() > 2);
+                }
+            });
+        }
+        let mut random = Random::new(99);
+        for _ in 0..20_000 {
+            member.apply(some_entry(&mut random, 4));
+        }
+        done.store(true, Ordering::SeqCst);
+    });
+}
