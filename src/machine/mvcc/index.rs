@@ -98,6 +98,37 @@ impl Index {
         }
     }
 
+    /// The records of `from..=to` whose keys are in `range`, newest first for each key; `None` when it
+    /// takes more than `steps` to find them. A step is a record found or a key with other ones.
+    pub fn between(
+        &self,
+        range: &KeyRange,
+        from: Revision,
+        to: Revision,
+        steps: usize,
+    ) -> Option<Vec<Arc<Record>>> {
+        let mut found = Vec::new();
+        if range.is_empty() {
+            return Some(found);
+        }
+        let mut next = self.seek(range.start(), to);
+        for _ in 0..steps {
+            let Some(entry) = next.filter(|entry| !range.ends_before(&entry.key().key)) else {
+                return Some(found);
+            };
+            let place = entry.key();
+            next = if place.revision.0 > to {
+                self.seek(&place.key, to)
+            } else if place.revision.0 < from {
+                self.seek_behind(&place.key, OLDEST)
+            } else {
+                found.push(entry.value().clone());
+                entry.next()
+            };
+        }
+        None
+    }
+
     /// Walks on from `entry` to the first record of another key, or of the same key that is
     /// `wanted`. `None`: not within a few steps; `Some(None)`: the index ends here.
     fn step<'a>(

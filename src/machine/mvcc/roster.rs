@@ -36,11 +36,6 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// How many keys there are.
-    pub fn len(&self) -> usize {
-        self.keys
-    }
-
     /// Adds `key`, which must not be there.
     pub fn insert(&mut self, key: &[u8]) {
         self.keys += 1;
@@ -396,7 +391,7 @@ mod tests {
 
     fn assert_same(roster: &Roster, model: &BTreeSet<Bytes>, random: &mut Random) {
         check(&roster.root, true, None, None);
-        assert_eq!(roster.len(), model.len());
+        assert_eq!(roster.keys, model.len());
         for _ in 0..20 {
             let (start, end) = (any_key(random), any_key(random));
             assert_eq!(roster.contains(&start), model.contains(&start));
@@ -470,7 +465,7 @@ mod tests {
             for number in 0..10_000 {
                 roster.remove(format!("key/{number:08}").as_bytes());
             }
-            assert_eq!(roster.len(), 0);
+            assert_eq!(roster.keys, 0);
             assert!(matches!(&*roster.root, Node::Leaf(keys) if keys.len() == 0));
         }
     }
@@ -483,7 +478,7 @@ mod tests {
         }
         check(&roster.root, true, None, None);
         let Node::Inner(inner) = &*roster.root else { panic!("a hundred leaves have a parent") };
-        assert!(roster.len() == 100 && inner.children.len() > 1);
+        assert!(roster.keys == 100 && inner.children.len() > 1);
         let mut node = &inner.children[0].node;
         while let Node::Inner(inner) = &**node {
             node = &inner.children[0].node;

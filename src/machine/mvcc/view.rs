@@ -13,6 +13,10 @@ use crate::types::{KeyRange, Revision};
 /// How often a read that compaction overtook is repeated before it holds physical removal up.
 const FREE_ATTEMPTS: usize = 3;
 
+/// The changes of a range of several keys are looked for key by key when that takes no more than one
+/// of so many of the steps which the caller allows: what is lost when there turn out to be more.
+const STEPS_OF_LIMIT: usize = 16;
+
 /// A handle on the key history. Clones are cheap and see the same store, from any thread.
 #[derive(Clone)]
 pub struct Store {
@@ -103,8 +107,9 @@ impl View {
     /// with the pair before it unless that was compacted away.
     ///
     /// Ends after the revision in which it has looked at `limit` records, matching or not: the
-    /// answer holds whole revisions, at least one, and says where to go on. A delete made exactly at
-    /// the compacted revision is still told.
+    /// answer holds whole revisions, at least one, and says where to go on. It does not look at the
+    /// records of other keys where it can go by the index. A delete made exactly at the compacted
+    /// revision is still told.
     ///
     /// # Errors
     ///
@@ -127,29 +132,71 @@ impl View {
         range: &KeyRange,
         limit: usize,
     ) -> Changes {
+        let limit = limit.max(1);
+        if let Some(changes) = self.pick_changes(from, to, oldest, range, limit) {
+            return changes;
+        }
         let mut events = Vec::new();
         let (mut scanned, mut last_main) = (0, from);
         for record in self.history.records(Revision::first_of(from), Revision::last_of(to)) {
             let main = record.mod_revision.main;
-            if scanned >= limit.max(1) && main != last_main {
+            if scanned >= limit && main != last_main {
                 return Changes { events, next: main };
             }
             scanned += 1;
             last_main = main;
-            if !range.contains(&record.key) {
-                continue;
+            if range.contains(&record.key) {
+                events.extend(self.event(record, oldest));
             }
-            let prev = if main > oldest {
-                self.history.index.before(&record).filter(|before| !before.is_tombstone())
-            } else if self.history.survives(&record, oldest) {
-                // What was before the compacted revision cannot be read, removed yet or not.
-                None
-            } else {
-                continue;
-            };
-            events.push(Event { record, prev });
         }
         Changes { events, next: from.max(to.saturating_add(1)) }
+    }
+
+    /// The changes from `from` on where the index leads to them sooner than the journal does: those
+    /// of one key, or of a range that has hardly any.
+    fn pick_changes(
+        &self,
+        from: i64,
+        to: i64,
+        oldest: i64,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Option<Changes> {
+        let is_one = matches!(range, KeyRange::One(_));
+        // A key that is gone costs a step as well, and nobody knows how many there are.
+        let steps = if is_one { limit.saturating_add(1) } else { limit / STEPS_OF_LIMIT };
+        if !is_one && self.history.with_roster(|roster| roster.count(range)) >= steps {
+            return None;
+        }
+        let near = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut until = to;
+        // A revision makes one record at least, so closer to `from` the journal is as short a way.
+        while until.saturating_sub(from) >= near {
+            let (first, last) = (Revision::first_of(from), Revision::last_of(until));
+            if let Some(mut records) = self.history.index.between(range, first, last, steps) {
+                records.sort_unstable_by_key(|record| record.mod_revision);
+                let events = records.into_iter().filter_map(|record| self.event(record, oldest));
+                return Some(Changes { events: events.collect(), next: until.saturating_add(1) });
+            }
+            if !is_one {
+                return None;
+            }
+            until = from + (until - from) / 4;
+        }
+        None
+    }
+
+    /// What watchers see of `record`, when `oldest` is the compacted revision.
+    fn event(&self, record: Arc<Record>, oldest: i64) -> Option<Event> {
+        let prev = if record.mod_revision.main > oldest {
+            self.history.index.before(&record).filter(|before| !before.is_tombstone())
+        } else if self.history.survives(&record, oldest) {
+            // What was before the compacted revision cannot be read, removed yet or not.
+            None
+        } else {
+            return None;
+        };
+        Some(Event { record, prev })
     }
 
     /// The hash of the history up to `revision` (zero and below: the view's), equal on all members
@@ -172,7 +219,7 @@ impl View {
 
     /// Runs `read` on the view's present until no compaction has overtaken it. `read` returns its
     /// result and the oldest revision that it looked at.
-    fn read<T>(&self, read: impl Fn(Snapshot<'_>) -> (T, i64)) -> T {
+    pub(super) fn read<T>(&self, read: impl Fn(Snapshot<'_>) -> (T, i64)) -> T {
         for _ in 0..FREE_ATTEMPTS {
             let (result, oldest_used) = read(self.present());
             // Whoever saw a record missing must now see the compaction that allowed its removal,

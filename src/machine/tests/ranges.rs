@@ -169,3 +169,73 @@ fn counts_agree_with_walks_while_keys_come_and_go() {
         done.store(true, Ordering::SeqCst);
     });
 }
+
+/// Reads everything that changed from `from` on, so many records at a time.
+fn all_changes(view: &View, from: i64, range: &KeyRange, limit: usize) -> Vec<Event> {
+    let (mut events, mut next) = (Vec::new(), from);
+    while next <= view.revision() {
+        let changes = view.changes(next, range, limit).unwrap();
+        assert!(changes.next > next);
+        for event in &changes.events {
+            let main = event.record.mod_revision.main;
+            assert!(next <= main && main < changes.next, "revisions come whole");
+        }
+        next = changes.next;
+        events.extend(changes.events);
+    }
+    events
+}
+
+#[test]
+fn the_changes_of_few_keys_are_found_by_key_and_are_those_of_the_journal() {
+    let mut random = Random::new(31);
+    let mut member = Member::new();
+    for round in 0..1_500_i64 {
+        let command = match random.below(8) {
+            0 => Command::Put(put("hot", &round.to_string())),
+            1 => Command::DeleteRange(delete(KeyRange::prefix(b"ho"))),
+            2 => Command::Txn(txn(
+                vec![],
+                vec![TxnOp::Put(put("hos", "x")), TxnOp::Put(put("hot", "y"))],
+                vec![],
+            )),
+            _ => some_entry(&mut random, 3),
+        };
+        member.ok(command);
+        if round % 500 == 499 {
+            let view = member.view();
+            member.ok(Command::Compact { revision: view.revision() - 300 });
+            member.scrub(random.below(200) as usize);
+        }
+        if round % 50 != 0 {
+            continue;
+        }
+        let view = member.view();
+        let oldest = member.machine.store().compacted().max(1);
+        let from = oldest + random.below((view.revision() - oldest + 2) as u64) as i64;
+        let journal = all_changes(&view, from, &everything(), 1_024);
+        for range in [one("hot"), one("absent"), KeyRange::prefix(b"ho"), some_range(&mut random)] {
+            let expected: Vec<_> =
+                journal.iter().filter(|event| range.contains(&event.record.key)).cloned().collect();
+            for limit in [1, 5, 64, 256] {
+                assert_eq!(all_changes(&view, from, &range, limit), expected, "{range:?} {limit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_that_changed_once_is_found_in_one_step_however_long_the_history() {
+    let mut member = Member::new();
+    member.ok(Command::Put(put("quiet", "x")));
+    for number in 0..2_000 {
+        member.ok(Command::Put(put(&format!("busy/{}", number % 50), "x")));
+    }
+    let view = member.view();
+    for range in [one("quiet"), KeyRange::prefix(b"q"), one("absent"), KeyRange::prefix(b"ab")] {
+        let changes = view.changes(2, &range, 256).unwrap();
+        assert_eq!(changes.next, view.revision() + 1, "{range:?}");
+        assert_eq!(changes.events.len(), usize::from(range.contains(b"quiet")));
+    }
+    assert_eq!(view.changes(2, &everything(), 256).unwrap().next, 2 + 256);
+}
