@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use futures::stream;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
@@ -17,7 +18,7 @@ use crate::pb::etcdserverpb::{
     PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
 
-use super::{convert, header, status};
+use super::{convert, gate, header, range_stream, status};
 
 pub struct KvService {
     node: Arc<Node>,
@@ -47,13 +48,28 @@ impl Kv for KvService {
         Ok(Response::new(convert::range_response(&reply, header)))
     }
 
-    type RangeStreamStream = stream::Empty<Result<RangeStreamResponse, Status>>;
+    type RangeStreamStream = BoxStream<'static, Result<RangeStreamResponse, Status>>;
 
     async fn range_stream(
         &self,
-        _request: Request<RangeRequest>,
+        request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(status::not_implemented("RangeStream"))
+        let needs_leader = gate::requires_leader(request.metadata().as_ref());
+        let request = request.into_inner();
+        let serializable = request.serializable;
+        let range = convert::range_stream(request)?;
+        if !serializable {
+            self.node.read_barrier().await?;
+        }
+        let node = self.node.clone();
+        let answers = range_stream::answers(self.node.view(), range, move |revision| {
+            header::at(&node, revision)
+        });
+        Ok(Response::new(if needs_leader {
+            gate::until_no_leader(answers, self.node.has_leader()).boxed()
+        } else {
+            answers.boxed()
+        }))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

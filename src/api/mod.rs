@@ -18,6 +18,7 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 pub mod metrics;
+pub mod range_stream;
 pub mod status;
 pub mod watch;
 
@@ -43,7 +44,7 @@ use self::calls::Calls;
 use self::gate::{Gate, Keeper};
 
 /// The release of etcd whose API this is. Clients and tools ask for it to know what they may use.
-pub const ETCD_VERSION: &str = "3.6.0";
+pub const ETCD_VERSION: &str = "3.7.0";
 
 /// How much larger than the largest request a message may be: so that a request which is only
 /// slightly too large is refused by us, with etcd's text, and not by the transport.

@@ -23,6 +23,10 @@ pub enum Refusal {
     DuplicateKey,
     /// A sort target that is none of etcd's.
     SortTarget,
+    /// A stream of pairs in another order than that of the keys.
+    StreamOrder,
+    /// A stream of the pairs that revisions leave.
+    StreamFilters,
     RequestTooLarge,
     LeaseTtlTooLarge,
     /// The caller asks to fail when there is no leader, and there is none.
@@ -60,6 +64,12 @@ impl From<Refusal> for Status {
                 (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
             }
             Refusal::SortTarget => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Refusal::StreamOrder => {
+                (Code::Unimplemented, "RangeStream does not support custom sort orders")
+            }
+            Refusal::StreamFilters => {
+                (Code::Unimplemented, "RangeStream does not support revision filters")
+            }
             Refusal::RequestTooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
             Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Refusal::NoLeader => (Code::Unavailable, "etcdserver: no leader"),

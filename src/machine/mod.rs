@@ -30,7 +30,7 @@ mod tests;
 pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
 pub use command::*;
 pub use lease::{Lease, LeaseTable};
-pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, Store, View};
+pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, PAGE_BYTES, Page, Pages, PagesEnd, Store, View};
 pub use outcome::*;
 pub use snapshot::{Image, Pair};
 pub use state::{Machine, Position, PublishedMember};

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::api::header;
-use crate::machine::{DeleteReply, PutReply, RangeReply, Record, TxnOpReply, TxnReply};
+use crate::machine::{DeleteReply, Page, PutReply, RangeReply, Record, TxnOpReply, TxnReply};
 use crate::node::Member;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::response_op::Response;
@@ -25,14 +27,33 @@ fn key_values(records: &[Arc<Record>]) -> Vec<KeyValue> {
     records.iter().map(|record| key_value(record)).collect()
 }
 
-pub fn range_response(reply: &RangeReply, header: pb::ResponseHeader) -> pb::RangeResponse {
-    let mut kvs = key_values(&reply.records);
-    if reply.keys_only {
-        for kv in &mut kvs {
-            kv.value.clear();
-        }
+fn pairs(records: &[Arc<Record>], keys_only: bool) -> Vec<KeyValue> {
+    if keys_only {
+        let key = |record: &Arc<Record>| KeyValue { value: Bytes::new(), ..key_value(record) };
+        return records.iter().map(key).collect();
     }
+    key_values(records)
+}
+
+pub fn range_response(reply: &RangeReply, header: pb::ResponseHeader) -> pb::RangeResponse {
+    let kvs = pairs(&reply.records, reply.keys_only);
     pb::RangeResponse { header: Some(header), kvs, more: reply.more, count: reply.count }
+}
+
+/// One piece of a range. The header, and what is true of the range as a whole, come with the last.
+pub fn range_stream_response(
+    page: &Page,
+    keys_only: bool,
+    header: impl FnOnce(i64) -> pb::ResponseHeader,
+) -> pb::RangeStreamResponse {
+    let mut response =
+        pb::RangeResponse { kvs: pairs(&page.records, keys_only), ..Default::default() };
+    if let Some(end) = page.end {
+        response.header = Some(header(end.revision));
+        response.more = end.more;
+        response.count = end.count;
+    }
+    pb::RangeStreamResponse { range_response: Some(response) }
 }
 
 pub fn put_response(reply: &PutReply, header: pb::ResponseHeader) -> pb::PutResponse {

@@ -64,6 +64,19 @@ pub fn range(request: pb::RangeRequest) -> Result<Range, Refusal> {
     })
 }
 
+/// A read that is answered as a stream: in key order, and without filters, for which all pairs would
+/// have to be looked at first.
+pub fn range_stream(request: pb::RangeRequest) -> Result<Range, Refusal> {
+    let range = range(request)?;
+    if !range.is_in_key_order() {
+        return Err(Refusal::StreamOrder);
+    }
+    if range.has_filters() {
+        return Err(Refusal::StreamFilters);
+    }
+    Ok(range)
+}
+
 pub fn put(request: pb::PutRequest) -> Result<Put, Refusal> {
     if request.key.is_empty() {
         return Err(Refusal::EmptyKey);

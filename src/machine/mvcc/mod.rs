@@ -19,6 +19,7 @@ mod hash;
 mod index;
 mod journal;
 mod live;
+mod pages;
 mod range;
 mod roster;
 mod view;
@@ -33,6 +34,7 @@ use super::{Record, Rejection};
 use crate::types::{KeyRange, Revision};
 
 pub use hash::HashKv;
+pub use pages::{PAGE_BYTES, Page, Pages, PagesEnd};
 pub use view::{Changes, Store, View};
 
 pub(super) use compaction::Scrubber;
@@ -48,8 +50,9 @@ use roster::Roster;
 /// What [`History::compacted`] says before the first compaction.
 pub const NEVER_COMPACTED: i64 = -1;
 
-/// A count is corrected for the changes since a revision as long as these are no more than one of so
-/// many keys counted, and [`FREE_CORRECTIONS`]: beyond, walking through the range costs less.
+/// A count at an older revision is corrected for the changes since, as long as they are no more than
+/// [`FREE_CORRECTIONS`] and one in so many of the keys counted: beyond, a walk through the range
+/// costs less.
 const KEYS_PER_CORRECTION: usize = 16;
 const FREE_CORRECTIONS: usize = 64;
 

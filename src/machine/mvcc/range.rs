@@ -218,17 +218,29 @@ impl Walk {
             (SortOrder::Descend, SortTarget::Key) => Walk::Back,
             // Without order and filters the limit cuts in key order, before the sort that the target
             // implies. As etcd does, one more takes part in the sort and can displace another.
-            (SortOrder::None, _) if !has_filters(query) => Walk::Forward,
+            (SortOrder::None, _) if !query.has_filters() => Walk::Forward,
             _ => Walk::Through,
         }
     }
 }
 
-fn has_filters(query: &Range) -> bool {
-    query.min_mod_revision != 0
-        || query.max_mod_revision != 0
-        || query.min_create_revision != 0
-        || query.max_create_revision != 0
+impl Range {
+    /// Whether revisions leave pairs out.
+    pub fn has_filters(&self) -> bool {
+        self.min_mod_revision != 0
+            || self.max_mod_revision != 0
+            || self.min_create_revision != 0
+            || self.max_create_revision != 0
+    }
+
+    /// Whether no order is asked for but that of the keys. (Without any order a target still sorts
+    /// what the limit has left.)
+    pub fn is_in_key_order(&self) -> bool {
+        matches!(
+            (self.order, self.target),
+            (SortOrder::None, _) | (SortOrder::Ascend, SortTarget::Key)
+        )
+    }
 }
 
 fn passes(query: &Range, record: &Record) -> bool {

@@ -170,6 +170,120 @@ fn counts_agree_with_walks_while_keys_come_and_go() {
     });
 }
 
+/// Reads all pages, calling `between` after each; returns the answer they make together.
+fn read_pages(mut pages: Pages, mut between: impl FnMut()) -> Result<(RangeReply, i64), Rejection> {
+    let mut reply = RangeReply::default();
+    let mut end = None;
+    while let Some(page) = pages.next_page()? {
+        assert_eq!(end, None, "nothing follows the last page");
+        let bytes = |record: &Record| record.key.len() + record.value.len();
+        let total: usize = page.records.iter().map(|record| bytes(record)).sum();
+        assert!(total <= PAGE_BYTES || page.records.len() == 1);
+        reply.records.extend(page.records);
+        end = page.end;
+        between();
+    }
+    let end = end.expect("the last page says that it is");
+    (reply.more, reply.count) = (end.more, end.count);
+    Ok((reply, end.revision))
+}
+
+/// Fifty pairs that fill about thirteen pages, one of them larger than a page.
+fn large_pairs(member: &mut Member) {
+    for number in 0..50 {
+        let bytes = if number == 20 { PAGE_BYTES + 1 } else { PAGE_BYTES / 4 - number };
+        member.ok(Command::Put(put(&format!("p/{number:02}"), &"v".repeat(bytes))));
+    }
+}
+
+#[test]
+fn pages_together_are_the_range_at_the_first_ones_revision_whatever_is_written_meanwhile() {
+    for limit in [0, 1, 4, 20, 49, 50, 51, -1] {
+        let mut member = Member::new();
+        large_pairs(&mut member);
+        let current = member.view().revision();
+        let ranges = [
+            everything(),
+            KeyRange::prefix(b"p/1"),
+            one("p/20"),
+            one("absent"),
+            KeyRange::Span { start: key("p/3"), end: key("p/1") },
+        ];
+        for range in ranges {
+            for revision in [0, current - 1] {
+                let query = Range { limit, revision, ..Range::all(range.clone()) };
+                let expected = member.view().range(&query).unwrap();
+                let current = member.view().revision();
+                let pages = Pages::new(member.view(), query.clone());
+                let (reply, shown) = read_pages(pages, || {
+                    member.ok(Command::Put(put("p/99", "new")));
+                    member.ok(Command::DeleteRange(delete(one("p/99"))));
+                    member.ok(Command::Put(put("p/49", "changed")));
+                })
+                .unwrap();
+                assert_eq!(reply, expected, "{limit} {range:?} {revision}");
+                assert_eq!(shown, current);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_count_and_bare_keys_take_one_page() {
+    let mut member = Member::new();
+    large_pairs(&mut member);
+    let first = |query| Pages::new(member.view(), query).next_page().unwrap().unwrap();
+    let count = first(Range { count_only: true, limit: 3, ..Range::all(everything()) });
+    let end = PagesEnd { revision: 51, more: false, count: 50 };
+    assert_eq!(count, Page { records: vec![], end: Some(end) });
+    let keys = first(Range { keys_only: true, ..Range::all(everything()) });
+    assert_eq!((keys.records.len(), keys.end), (50, Some(end)));
+}
+
+#[test]
+fn pages_end_when_their_revision_is_compacted_and_not_before() {
+    let mut member = Member::new();
+    large_pairs(&mut member);
+    let mut pages = Pages::new(member.view(), Range::all(everything()));
+    member.ok(Command::Put(put("later", "x")));
+    assert!(pages.next_page().unwrap().unwrap().end.is_none());
+    member.ok(Command::Compact { revision: 51 });
+    member.scrub_all();
+    assert!(
+        pages.next_page().unwrap().unwrap().end.is_none(),
+        "the compacted revision is readable"
+    );
+    member.ok(Command::Compact { revision: 52 });
+    member.scrub_all();
+    assert_eq!(pages.next_page().unwrap_err(), Rejection::Compacted { requested: 51, oldest: 52 });
+    assert_eq!(pages.next_page(), Ok(None));
+}
+
+#[test]
+fn the_first_page_of_the_current_state_moves_on_when_compaction_overtakes_it() {
+    let mut member = Member::new();
+    member.ok(Command::Put(put("k", "old")));
+    let mut pages = Pages::new(member.view(), Range::all(everything()));
+    member.ok(Command::Put(put("k", "new")));
+    member.ok(Command::Compact { revision: 3 });
+    member.scrub_all();
+    let page = pages.next_page().unwrap().unwrap();
+    assert_eq!(page.records[0].value, "new");
+    assert_eq!(page.end, Some(PagesEnd { revision: 3, more: false, count: 1 }));
+}
+
+#[test]
+fn pages_refuse_the_revisions_a_range_refuses() {
+    let mut member = Member::new();
+    large_pairs(&mut member);
+    member.ok(Command::Compact { revision: 9 });
+    for revision in [8, 52] {
+        let query = Range { revision, ..Range::all(everything()) };
+        let refused = member.view().range(&query).unwrap_err();
+        assert_eq!(Pages::new(member.view(), query).next_page().unwrap_err(), refused);
+    }
+}
+
 /// Reads everything that changed from `from` on, so many records at a time.
 fn all_changes(view: &View, from: i64, range: &KeyRange, limit: usize) -> Vec<Event> {
     let (mut events, mut next) = (Vec::new(), from);
