@@ -15,10 +15,13 @@ pub mod check;
 pub mod etcdctl;
 pub mod history;
 pub mod load;
+pub mod memory;
 pub mod ports;
 pub mod process;
 pub mod program;
 pub mod raw;
+pub mod watching;
+pub mod wire;
 
 pub use check::{eventually, status_of, within};
 pub use etcdctl::Etcdctl;

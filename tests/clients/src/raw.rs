@@ -87,6 +87,19 @@ pub async fn channel(endpoint: &str) -> Channel {
     endpoint.connect().await.expect("the member listens")
 }
 
+/// As [`channel`], connected when first used.
+pub fn lazy_channel(endpoint: &str) -> Channel {
+    Endpoint::from_shared(endpoint.to_owned()).expect("a URL").connect_lazy()
+}
+
+/// A client that takes answers of any size.
+async fn client(channel: &Channel) -> Result<tonic::client::Grpc<Channel>, Status> {
+    let grpc = tonic::client::Grpc::new(channel.clone());
+    let mut grpc = grpc.max_decoding_message_size(usize::MAX);
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    Ok(grpc)
+}
+
 /// One unary call of `/PACKAGE.SERVICE/METHOD`.
 pub async fn unary<Q, A>(channel: &Channel, path: &str, request: Q) -> Result<Response<A>, Status>
 where
@@ -106,8 +119,7 @@ where
     Q: Message + 'static,
     A: Message + Default + 'static,
 {
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
-    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut grpc = client(channel).await?;
     let path = PathAndQuery::try_from(path).expect("a path");
     grpc.unary(request, path, tonic_prost::ProstCodec::<Q, A>::default()).await
 }
@@ -135,11 +147,26 @@ where
     Q: Message + 'static,
     A: Message + Default + 'static,
 {
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
-    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut grpc = client(channel).await?;
     let path = PathAndQuery::try_from(path).expect("a path");
     let codec = tonic_prost::ProstCodec::<Q, A>::default();
     Ok(grpc.streaming(requests, path, codec).await?.into_inner())
+}
+
+/// Sends one request and opens the stream of its answers.
+pub async fn server_streaming<Q, A>(
+    channel: &Channel,
+    path: &str,
+    request: Q,
+) -> Result<Streaming<A>, Status>
+where
+    Q: Message + 'static,
+    A: Message + Default + 'static,
+{
+    let mut grpc = client(channel).await?;
+    let path = PathAndQuery::try_from(path).expect("a path");
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    Ok(grpc.server_streaming(Request::new(request), path, codec).await?.into_inner())
 }
 
 /// A metadata value of an answer, as text.
