@@ -436,9 +436,8 @@ impl Check<'_> {
 
     fn same(&self, ours: &Event, theirs: &Event, compacted: i64) -> Result<(), Broken> {
         let what = || format!("{ours:?} should be {theirs:?}");
-        let is_create = |e: &Event| {
-            e.kind == PUT && e.pair().create_revision == e.pair().mod_revision
-        };
+        let is_create =
+            |e: &Event| e.kind == PUT && e.pair().create_revision == e.pair().mod_revision;
         if is_create(ours) != is_create(theirs) {
             return broken(Guarantee::IsCreate, what());
         }

@@ -44,12 +44,8 @@ fn witness() -> Witness {
 
 /// What a watch of a to c should be told, an answer for each revision.
 fn good() -> Record {
-    let interest = Interest {
-        key: "a".into(),
-        range_end: "d".into(),
-        prev_kv: true,
-        ..Interest::default()
-    };
+    let interest =
+        Interest { key: "a".into(), range_end: "d".into(), prev_kv: true, ..Interest::default() };
     let own: Vec<Event> = history().into_iter().filter(|e| interest.wants(e)).collect();
     let mut record = Record::new(interest);
     record.notes.push(Note::Began { from: 1 });

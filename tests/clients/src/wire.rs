@@ -209,6 +209,21 @@ pub struct LeaseRevokeRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct LeaseLeasesRequest {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseStatus {
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct LeaseLeasesResponse {
+    #[prost(message, repeated, tag = "2")]
+    pub leases: Vec<LeaseStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct WatchRequest {
     #[prost(oneof = "WatchUnion", tags = "1, 2, 3")]
     pub union: Option<WatchUnion>,
@@ -329,11 +344,7 @@ impl Wire {
     }
 
     /// Gives the revision of the write.
-    pub async fn put(
-        &self,
-        key: impl Into<Bytes>,
-        value: impl Into<Bytes>,
-    ) -> Result<i64, Status> {
+    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<i64, Status> {
         self.put_leased(key, value, 0).await
     }
 
@@ -392,6 +403,13 @@ impl Wire {
 
     pub async fn lease_revoke(&self, id: i64) -> Result<i64, Status> {
         self.write("/etcdserverpb.Lease/LeaseRevoke", LeaseRevokeRequest { id }).await
+    }
+
+    /// The ids of all leases.
+    pub async fn leases(&self) -> Result<Vec<i64>, Status> {
+        let answer: LeaseLeasesResponse =
+            self.call("/etcdserverpb.Lease/LeaseLeases", LeaseLeasesRequest {}).await?;
+        Ok(answer.leases.iter().map(|l| l.id).collect())
     }
 
     /// Opens a watch stream that begins with these requests. At least one is needed: etcd sends not
