@@ -87,6 +87,14 @@ pub async fn channel(endpoint: &str) -> Channel {
     endpoint.connect().await.expect("the member listens")
 }
 
+/// As [`channel`], of a client that takes no more than `bytes` before it has read them: what it does
+/// not read is the member's affair.
+pub async fn narrow_channel(endpoint: &str, bytes: u32) -> Channel {
+    let endpoint = Endpoint::from_shared(endpoint.to_owned()).expect("a URL");
+    let endpoint = endpoint.initial_stream_window_size(bytes);
+    endpoint.initial_connection_window_size(bytes).connect().await.expect("the member listens")
+}
+
 /// As [`channel`], connected when first used.
 pub fn lazy_channel(endpoint: &str) -> Channel {
     Endpoint::from_shared(endpoint.to_owned()).expect("a URL").connect_lazy()
@@ -189,6 +197,13 @@ pub struct RawConnection {
     authority: String,
 }
 
+/// A call of which the server knows only that it has begun.
+#[derive(Debug)]
+pub struct HalfOpen {
+    _response: h2::client::ResponseFuture,
+    _stream: h2::SendStream<Bytes>,
+}
+
 impl RawConnection {
     /// Connects to a port of 127.0.0.1.
     pub async fn open(port: u16) -> RawConnection {
@@ -199,6 +214,24 @@ impl RawConnection {
             let _ = connection.await;
         });
         RawConnection { sender, authority: format!("127.0.0.1:{port}") }
+    }
+
+    /// Begins a call and sends nothing but its head. It stays open for as long as the result lives.
+    ///
+    /// # Errors
+    ///
+    /// If the connection takes no more calls.
+    pub async fn half_open(&mut self, path: &str) -> Result<HalfOpen, h2::Error> {
+        let request = self.head(path).body(()).expect("a well-formed request");
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, stream) = sender.send_request(request, false)?;
+        Ok(HalfOpen { _response: response, _stream: stream })
+    }
+
+    fn head(&self, path: &str) -> http::request::Builder {
+        http::Request::post(format!("http://{}{path}", self.authority))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
     }
 
     /// Sends `body` as it is and reads until the call has a status.
@@ -221,9 +254,7 @@ impl RawConnection {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<RawStatus, h2::Error> {
-        let mut request = http::Request::post(format!("http://{}{path}", self.authority))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers");
+        let mut request = self.head(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

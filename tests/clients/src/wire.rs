@@ -333,6 +333,11 @@ impl Wire {
         Wire { channel: raw::channel(endpoint).await }
     }
 
+    /// As [`Wire::connect`], for a client that takes in at most so many bytes that it does not read.
+    pub async fn narrow(endpoint: &str, bytes: u32) -> Wire {
+        Wire { channel: raw::narrow_channel(endpoint, bytes).await }
+    }
+
     /// As [`Wire::connect`], made when first used: the member may be down.
     pub fn lazy(endpoint: &str) -> Wire {
         Wire { channel: raw::lazy_channel(endpoint) }
