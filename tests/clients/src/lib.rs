@@ -12,6 +12,7 @@
 //! behaviour of the one it talks to; there is no third possibility and no test is left out.
 
 pub mod check;
+pub mod crowd;
 pub mod etcdctl;
 pub mod history;
 pub mod load;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio::net::TcpStream;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -89,10 +89,14 @@ pub async fn channel(endpoint: &str) -> Channel {
 
 /// As [`channel`], of a client that takes no more than `bytes` before it has read them: what it does
 /// not read is the member's affair.
-pub async fn narrow_channel(endpoint: &str, bytes: u32) -> Channel {
+///
+/// # Errors
+///
+/// If the member does not listen.
+pub async fn narrow_channel(endpoint: &str, bytes: u32) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned()).expect("a URL");
-    let endpoint = endpoint.initial_stream_window_size(bytes);
-    endpoint.initial_connection_window_size(bytes).connect().await.expect("the member listens")
+    let endpoint = endpoint.initial_stream_window_size(bytes).initial_connection_window_size(bytes);
+    endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))
 }
 
 /// As [`channel`], connected when first used.
@@ -208,12 +212,71 @@ impl RawConnection {
     /// Connects to a port of 127.0.0.1.
     pub async fn open(port: u16) -> RawConnection {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the member listens");
-        let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        // Wide enough that h2's guard against small frames, which follows the connection's window,
+        // is not the first thing that a test with very many answers meets.
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(1 << 20).initial_connection_window_size(64 << 20);
+        let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
         tokio::spawn(async move {
             // The end of the connection shows in the calls that use it.
             let _ = connection.await;
         });
         RawConnection { sender, authority: format!("127.0.0.1:{port}") }
+    }
+
+    /// Calls a stream method and sends `message` so many times, each in a DATA frame of its own as Go's
+    /// clients do, as fast as they are taken, while it reads as many answers. Gives how many came.
+    ///
+    /// # Errors
+    ///
+    /// If the connection or the stream breaks before.
+    pub async fn burst(
+        &mut self,
+        path: &str,
+        message: &[u8],
+        times: usize,
+    ) -> Result<usize, h2::Error> {
+        let request = self.head(path).body(()).expect("a well-formed request");
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, mut stream) = sender.send_request(request, false)?;
+        let frame = grpc_frame(message);
+        let sending = async {
+            for n in 0..times {
+                stream.reserve_capacity(frame.len());
+                while stream.capacity() < frame.len() {
+                    let capacity = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+                    if !matches!(capacity, Some(Ok(_))) {
+                        // Why it broke is what the other half is told.
+                        return;
+                    }
+                }
+                if stream.send_data(frame.clone(), n + 1 == times).is_err() {
+                    return;
+                }
+                if n % 64 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let receiving = async {
+            let mut body = response.await?.into_body();
+            let (mut answers, mut unread) = (0, BytesMut::new());
+            while let Some(piece) = body.data().await {
+                let piece = piece?;
+                body.flow_control().release_capacity(piece.len())?;
+                unread.extend_from_slice(&piece);
+                while let Some(length) = unread.get(1..5) {
+                    let length = u32::from_be_bytes(length.try_into().expect("four")) as usize;
+                    if unread.len() < 5 + length {
+                        break;
+                    }
+                    unread.advance(5 + length);
+                    answers += 1;
+                }
+            }
+            Ok(answers)
+        };
+        tokio::join!(sending, receiving).1
     }
 
     /// Begins a call and sends nothing but its head. It stays open for as long as the result lives.

@@ -125,13 +125,12 @@ impl Witness {
     pub fn new(events: &[Event]) -> Result<Witness, String> {
         let mut revisions: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
         let mut state: HashMap<Bytes, KeyValue> = HashMap::new();
-        let mut expected = FIRST_WRITE;
-        for own in events.chunk_by(|a, b| a.revision() == b.revision()) {
+        let own = events.chunk_by(|a, b| a.revision() == b.revision());
+        for (expected, own) in (FIRST_WRITE..).zip(own) {
             let revision = own[0].revision();
             if revision != expected {
                 return Err(format!("revision {revision} where {expected} should be"));
             }
-            expected += 1;
             let mut changed = HashSet::new();
             for event in own {
                 let pair = event.pair();

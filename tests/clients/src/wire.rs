@@ -334,8 +334,12 @@ impl Wire {
     }
 
     /// As [`Wire::connect`], for a client that takes in at most so many bytes that it does not read.
-    pub async fn narrow(endpoint: &str, bytes: u32) -> Wire {
-        Wire { channel: raw::narrow_channel(endpoint, bytes).await }
+    ///
+    /// # Errors
+    ///
+    /// If the member does not listen.
+    pub async fn narrow(endpoint: &str, bytes: u32) -> Result<Wire, Status> {
+        Ok(Wire { channel: raw::narrow_channel(endpoint, bytes).await? })
     }
 
     /// As [`Wire::connect`], made when first used: the member may be down.

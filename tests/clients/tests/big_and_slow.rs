@@ -2,17 +2,17 @@
 //! and nothing is lost.
 //!
 //! Each test prints what it measured. Sizes are set by environment variables, for longer runs:
-//! `SLOW_MIB`, `WATCHERS`, `RANGE_KEYS`, `LEASES`, `DISCONNECTS`, `KEEP_ALIVES`.
+//! `SLOW_MIB`, `WATCHERS`, `RANGE_KEYS`, `LEASES`, `DISCONNECTS`, `KEEP_ALIVES`, `BURST`.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_client_tests::check::{Code, SOON, eventually, report, spread, within};
+use holdfast_client_tests::crowd::{Others, SERVED, many, size};
 use holdfast_client_tests::memory::{Growth, MIB, Resident};
 use holdfast_client_tests::raw::{self, KeepAliveRequest, KeepAliveResponse, RawConnection};
 use holdfast_client_tests::wire::{
@@ -21,94 +21,20 @@ use holdfast_client_tests::wire::{
 };
 use holdfast_client_tests::{Cluster, target_is_etcd};
 use prost::Message;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::Status;
-
-/// Nobody who asks for little waits longer than this, whatever others do.
-const SERVED: Duration = Duration::from_secs(10);
 
 /// Enough for a large answer or a long row of small ones.
 const LARGE: Duration = Duration::from_secs(60);
 
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
-/// Calls at the same time while a test fills the store.
-const AT_ONCE: usize = 64;
-
 /// What one stream may cost a member: its queue and an answer in the making of 1 MiB each, what waits
 /// in the connection, and as much again for the memory's own fragments. Go collects its garbage when
 /// the heap has doubled, so etcd gets more.
 fn stream_bytes() -> u64 {
     if target_is_etcd() { 1024 * MIB } else { 64 * MIB }
-}
-
-fn size(name: &str, default: usize) -> usize {
-    match std::env::var(name) {
-        Ok(number) => number.parse().unwrap_or_else(|_| panic!("{name} is a number")),
-        Err(_) => default,
-    }
-}
-
-/// A client with small wishes beside whatever a test does: how long do its puts take?
-struct Others {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Vec<Duration>>,
-}
-
-impl Others {
-    async fn start(cluster: &Cluster, member: usize) -> Others {
-        let wire = Wire::connect(&cluster.endpoint(member)).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            let mut times = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                let put = wire.put("others", "v");
-                within(SERVED, "a put of another client", put).await.expect("a put");
-                times.push(began.elapsed());
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            times
-        });
-        Others { stop, task }
-    }
-
-    async fn finish(self, during: &str) {
-        self.stop.store(true, Ordering::Relaxed);
-        let times = self.task.await.expect("every put was answered in time");
-        report(&format!("{during}: puts of another client {}", spread(&times)));
-    }
-}
-
-/// Makes a call for each number, [`AT_ONCE`] at a time over a few connections.
-async fn many<F>(
-    cluster: &Cluster,
-    member: usize,
-    numbers: Range<usize>,
-    call: fn(Wire, usize) -> F,
-) where
-    F: Future<Output = Result<(), Status>> + Send + 'static,
-{
-    let next = Arc::new(AtomicUsize::new(numbers.start));
-    let mut callers = JoinSet::new();
-    for _ in 0..4 {
-        let wire = Wire::connect(&cluster.endpoint(member)).await;
-        for _ in 0..AT_ONCE / 4 {
-            let (wire, next) = (wire.clone(), next.clone());
-            callers.spawn(async move {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= numbers.end {
-                        return;
-                    }
-                    call(wire.clone(), n).await.expect("the call succeeds");
-                }
-            });
-        }
-    }
-    callers.join_all().await;
 }
 
 fn watch_of(key: &str, start_revision: i64) -> WatchCreate {
@@ -129,7 +55,7 @@ fn under(prefix: &'static str) -> RangeRequest {
 
 /// A watch alone on a connection of its own, created, of a client that takes in little unread.
 async fn watching(cluster: &Cluster, create: WatchCreate) -> WatchCall {
-    let wire = Wire::narrow(&cluster.endpoint(0), 64 << 10).await;
+    let wire = Wire::narrow(&cluster.endpoint(0), 64 << 10).await.expect("it listens");
     let mut call = wire.watch(vec![wire::create(create)]).await.expect("a stream");
     assert!(answer(&mut call).await.created);
     call
@@ -373,7 +299,7 @@ fn check_range(kvs: &[KeyValue], revision: i64, keys: usize, stamps: &[Vec<(i64,
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_range_over_very_many_keys_is_one_moment_and_holds_nobody_up() {
     const OPS: usize = 125;
-    let keys = size("RANGE_KEYS", 1_000_000) / OPS * OPS;
+    let keys = size("RANGE_KEYS", 300_000) / OPS * OPS;
     let began = Instant::now();
     let cluster = Cluster::start(1).await;
     many(&cluster, 0, 0..keys / OPS, |wire, n| async move {
@@ -432,16 +358,19 @@ async fn stream_all(
 ) -> Result<(i64, Vec<KeyValue>), Status> {
     let mut stream = within(SOON, "a streamed range", wire.range_stream(range)).await?;
     let (mut revisions, mut kvs, mut answers) = (Vec::new(), Vec::new(), 0);
+    let mut count = 0;
     while let Some(answer) = within(SOON, "the next piece", stream.message()).await? {
         let piece = answer.range_response.expect("a piece has a content");
         revisions.extend(piece.header.map(|h| h.revision).filter(|r| *r > 0));
         kvs.extend(piece.kvs);
+        count = count.max(piece.count);
         answers += 1;
         if answers == 2 {
             stamps.flow(100).await;
         }
     }
     assert!(answers > 2, "one answer is no stream");
+    assert_eq!(usize::try_from(count), Ok(kvs.len()), "the count is of another moment");
     revisions.dedup();
     assert_eq!(revisions.len(), 1, "not one moment: {revisions:?}");
     Ok((revisions[0], kvs))
@@ -754,7 +683,7 @@ async fn a_flood_of_keep_alives_whose_answers_nobody_reads_is_held_back() {
     let wire = Wire::connect(&cluster.endpoint(0)).await;
     wire.lease_grant(TTL, LEASE).await.expect("a lease");
     // So little that the client's own guard against many small unread frames stays quiet.
-    let flood = Wire::narrow(&cluster.endpoint(0), 1 << 10).await;
+    let flood = Wire::narrow(&cluster.endpoint(0), 1 << 10).await.expect("it listens");
     let others = Others::start(&cluster, 0).await;
     let resident = Resident::watch(cluster.pid(0));
     let taken = Arc::new(AtomicUsize::new(0));
@@ -786,4 +715,21 @@ async fn a_flood_of_keep_alives_whose_answers_nobody_reads_is_held_back() {
     assert!(within(SOON, "the end", answers.message()).await.expect("no error").is_none());
     others.finish("beside a flood of keep-alives").await;
     report(&format!("{held} keep-alives taken unread: {growth}; all in {:?}", began.elapsed()));
+}
+
+/// Go's clients send each message in an HTTP/2 frame of its own, and one that holds many leases sends
+/// all its keep-alives at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_keep_alives_in_frames_of_their_own_is_answered() {
+    const LEASE: i64 = i64::MAX;
+    let burst = size("BURST", 10_000);
+    let cluster = Cluster::start(1).await;
+    let wire = Wire::connect(&cluster.endpoint(0)).await;
+    wire.lease_grant(600, LEASE).await.expect("a lease");
+    let began = Instant::now();
+    let mut connection = RawConnection::open(cluster.client_port(0)).await;
+    let message = KeepAliveRequest { id: LEASE }.encode_to_vec();
+    let answers = within(LARGE, "the answers", connection.burst(KEEP_ALIVE, &message, burst)).await;
+    assert_eq!(answers.expect("the connection stays"), burst);
+    report(&format!("{burst} keep-alives in a burst: {:?}", began.elapsed()));
 }

@@ -35,6 +35,13 @@ const READERS: usize = 10;
 const KEYS: usize = 12;
 const KEYS_BESIDE: usize = 4;
 
+/// Every so many values are this large, so that readers who pause fall behind and must catch up.
+const LARGE_EVERY: u64 = 8;
+const LARGE_BYTES: usize = 32 << 10;
+
+/// What a reader takes in unread.
+const WINDOW_BYTES: u32 = 64 << 10;
+
 /// A call without an answer by then is given up as unknown.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -104,15 +111,16 @@ impl Run {
     }
 
     fn new_value(&self) -> Bytes {
-        let value = Bytes::from(format!("v{}", self.next_value.fetch_add(1, Ordering::Relaxed)));
-        self.writes.lock().expect("noting does not panic").issued.insert(value.clone());
-        value
+        let number = self.next_value.fetch_add(1, Ordering::Relaxed);
+        self.writes.lock().expect("noting does not panic").issued.insert(name(number));
+        value(number)
     }
 
     fn note(&self, revision: i64, puts: &[(Bytes, Bytes)]) {
         self.newest.fetch_max(revision, Ordering::Relaxed);
         let mut writes = self.writes.lock().expect("noting does not panic");
-        writes.acknowledged.extend(puts.iter().map(|(k, v)| (revision, k.clone(), v.clone())));
+        let named = puts.iter().map(|(key, value)| (revision, key.clone(), name_in(value)));
+        writes.acknowledged.extend(named);
     }
 
     /// Waits until the history is longer by `more` revisions.
@@ -216,6 +224,31 @@ impl Run {
             }
         }
     }
+}
+
+fn name(number: u64) -> Bytes {
+    format!("v{number}").into()
+}
+
+/// The value of this number: its name, and for some a long tail.
+fn value(number: u64) -> Bytes {
+    let mut value = name(number).to_vec();
+    if number.is_multiple_of(LARGE_EVERY) {
+        value.resize(LARGE_BYTES, b'.');
+    }
+    value.into()
+}
+
+/// The name of a value, which is kept instead of it.
+///
+/// # Panics
+///
+/// If the value is none of ours, or not whole.
+fn name_in(found: &Bytes) -> Bytes {
+    let digits = found[1..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let number = std::str::from_utf8(&found[1..=digits]).expect("digits").parse().expect("ours");
+    assert!(value(number) == found, "value {number} is broken: {found:?}");
+    name(number)
 }
 
 fn key(n: usize) -> Bytes {
@@ -322,8 +355,12 @@ impl Reader {
         let mut call = self.open(member).await?;
         let mut progress = tokio::time::interval(PROGRESS_EVERY);
         for _ in 0..answers {
-            if self.restless && self.random.random_bool(0.1) {
-                let pause = self.random.random_range(0..40);
+            if self.restless {
+                let pause = match self.random.random_range(0..200) {
+                    0 => self.random.random_range(200..1000),
+                    1..20 => self.random.random_range(0..40),
+                    _ => 0,
+                };
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
             loop {
@@ -355,8 +392,9 @@ impl Reader {
         for watch in &mut self.watches {
             watch.record.notes.push(Note::Began { from: watch.next });
         }
-        let wire = Wire::lazy(&self.run.endpoints[member]);
-        let call = tokio::time::timeout(PATIENCE, wire.watch(requests)).await;
+        let endpoint = &self.run.endpoints[member];
+        let call = async { Wire::narrow(endpoint, WINDOW_BYTES).await?.watch(requests).await };
+        let call = tokio::time::timeout(PATIENCE, call).await;
         call.unwrap_or_else(|_| Err(Status::deadline_exceeded("no stream")))
     }
 
@@ -383,7 +421,14 @@ impl Reader {
                 watch.record.notes.push(Note::Compacted { revision });
                 watch.next = revision;
             } else {
-                let (events, fragment) = (std::mem::take(&mut answer.events), answer.fragment);
+                let (mut events, fragment) = (std::mem::take(&mut answer.events), answer.fragment);
+                for event in &mut events {
+                    for pair in event.kv.iter_mut().chain(&mut event.prev_kv) {
+                        if !pair.value.is_empty() {
+                            pair.value = name_in(&pair.value);
+                        }
+                    }
+                }
                 let last = events.last().expect("an answer of a watch has events").revision();
                 if !fragment {
                     watch.next = watch.next.max(last + 1);
