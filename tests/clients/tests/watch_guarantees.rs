@@ -416,7 +416,11 @@ impl Reader {
                 assert!(!answer.canceled && answer.events.is_empty(), "{answer:?}");
             } else if answer.canceled {
                 let revision = answer.compact_revision;
-                assert!(revision > 0 && self.place.is_none(), "{answer:?}");
+                assert!(revision > 0, "cancelled without a reason to know: {answer:?}");
+                assert!(
+                    self.place.is_none(),
+                    "told to be past what is compacted, and then cancelled: {answer:?}"
+                );
                 assert!(revision <= compacted, "not asked for yet: {answer:?}");
                 watch.record.notes.push(Note::Compacted { revision });
                 watch.next = revision;
