@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
 
-use super::{convert, gate, header, range_stream, status};
+use super::{convert, header, range_stream, status};
 
 pub struct KvService {
     node: Arc<Node>,
@@ -54,7 +54,6 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let needs_leader = gate::requires_leader(request.metadata().as_ref());
         let request = request.into_inner();
         let serializable = request.serializable;
         let range = convert::range_stream(request)?;
@@ -65,11 +64,7 @@ impl Kv for KvService {
         let answers = range_stream::answers(self.node.view(), range, move |revision| {
             header::at(&node, revision)
         });
-        Ok(Response::new(if needs_leader {
-            gate::until_no_leader(answers, self.node.has_leader()).boxed()
-        } else {
-            answers.boxed()
-        }))
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
