@@ -1,0 +1,1 @@
+//! Random requests, answered alike by Holdfast and by etcd.
