@@ -26,9 +26,6 @@ const KEEP_ALIVES_IN_FLIGHT: usize = 128;
 /// second try is already hardly ever needed.
 const ID_ATTEMPTS: usize = 4;
 
-/// What stands for the remaining time of a lease that does not exist.
-const TTL_OF_NO_LEASE: i64 = -1;
-
 pub struct LeaseService {
     node: Arc<Node>,
 }
@@ -94,24 +91,8 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let request = request.into_inner();
         let info = self.node.lease_info(LeaseId(request.id), request.keys).await?;
-        let header = Some(header::current(&self.node));
-        let id = request.id;
-        Ok(Response::new(match info {
-            Some(info) => LeaseTimeToLiveResponse {
-                header,
-                id,
-                ttl: info.remaining.as_secs().try_into().unwrap_or(i64::MAX),
-                granted_ttl: info.granted_ttl_seconds,
-                keys: info.keys,
-            },
-            None => LeaseTimeToLiveResponse {
-                header,
-                id,
-                ttl: TTL_OF_NO_LEASE,
-                granted_ttl: 0,
-                keys: Vec::new(),
-            },
-        }))
+        let header = header::current(&self.node);
+        Ok(Response::new(convert::lease_time_to_live_response(request.id, info, header)))
     }
 
     async fn lease_leases(

@@ -9,8 +9,8 @@ mod reply;
 mod request;
 
 pub use reply::{
-    delete_range_response, key_value, members, put_response, range_response, range_stream_response,
-    txn_response,
+    delete_range_response, key_value, lease_time_to_live_response, members, put_response,
+    range_response, range_stream_response, txn_response,
 };
 pub use request::{
     check_size, delete_range, is_serializable, lease_ttl_seconds, put, range, range_stream, txn,

@@ -6,10 +6,13 @@ use bytes::Bytes;
 
 use crate::api::header;
 use crate::machine::{DeleteReply, Page, PutReply, RangeReply, Record, TxnOpReply, TxnReply};
-use crate::node::Member;
+use crate::node::{LeaseInfo, Member};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::mvccpb::KeyValue;
+
+/// What stands for the remaining time of a lease that does not exist.
+const TTL_OF_NO_LEASE: i64 = -1;
 
 /// The pair as clients see it; of a tombstone, its key and mod revision.
 pub fn key_value(record: &Record) -> KeyValue {
@@ -98,6 +101,32 @@ fn response_op(reply: &TxnOpReply) -> pb::ResponseOp {
         }
     };
     pb::ResponseOp { response: Some(response) }
+}
+
+/// What remains of lease `id`, in whole seconds; `None` when there is no such lease, which is no
+/// error.
+pub fn lease_time_to_live_response(
+    id: i64,
+    info: Option<LeaseInfo>,
+    header: pb::ResponseHeader,
+) -> pb::LeaseTimeToLiveResponse {
+    let header = Some(header);
+    match info {
+        Some(info) => pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl: info.remaining.as_secs().try_into().unwrap_or(i64::MAX),
+            granted_ttl: info.granted_ttl_seconds,
+            keys: info.keys,
+        },
+        None => pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl: TTL_OF_NO_LEASE,
+            granted_ttl: 0,
+            keys: Vec::new(),
+        },
+    }
 }
 
 pub fn members(members: Vec<Member>) -> Vec<pb::Member> {

@@ -105,8 +105,8 @@ pub fn delete_range(request: pb::DeleteRangeRequest) -> Result<DeleteRange, Refu
     })
 }
 
-/// A transaction with at most `max_ops` compares, and as many operations in either branch; each
-/// nested transaction is measured by itself.
+/// A transaction with at most `max_ops` compares, and as many operations in either branch; one nested
+/// in it may have as many as its own longest list has left over.
 ///
 /// Both branches are checked, whichever will be taken: first each operation, then that no branch
 /// changes a key twice (see [`duplicates`]).
@@ -122,8 +122,9 @@ fn txn_within(request: pb::TxnRequest, max_ops: usize, depth: usize) -> Result<T
     if longest > max_ops || depth == 0 {
         return Err(Refusal::TooManyOperations);
     }
+    let left = max_ops - longest;
     let operations = |operations: Vec<pb::RequestOp>| {
-        let checked = operations.into_iter().map(|op| operation(op, max_ops, depth - 1));
+        let checked = operations.into_iter().map(|op| operation(op, left, depth - 1));
         checked.collect::<Result<Vec<TxnOp>, Refusal>>()
     };
     Ok(Txn {
@@ -301,11 +302,20 @@ mod tests {
         assert!(txn(request, MAX_OPS).is_ok());
         let request = pb::TxnRequest { compare: compares(4), ..Default::default() };
         assert_eq!(txn(request, MAX_OPS), Err(Refusal::TooManyOperations));
+    }
 
-        let inner = op(Request::RequestTxn(succeeding(full())));
-        assert!(txn(succeeding(vec![put_op("d"), put_op("e"), inner]), MAX_OPS).is_ok());
-        let inner = op(Request::RequestTxn(succeeding([full(), vec![put_op("d")]].concat())));
-        assert_eq!(txn(succeeding(vec![inner]), MAX_OPS), Err(Refusal::TooManyOperations));
+    #[test]
+    fn a_nested_transaction_has_what_the_longest_list_around_it_leaves() {
+        let two = || op(Request::RequestTxn(succeeding(vec![put_op("a"), put_op("b")])));
+        assert!(txn(succeeding(vec![two()]), MAX_OPS).is_ok());
+        let request = succeeding(vec![put_op("c"), two()]);
+        assert_eq!(txn(request, MAX_OPS), Err(Refusal::TooManyOperations));
+        let mut request = succeeding(vec![two()]);
+        request.failure = vec![put_op("c"), put_op("d")];
+        assert_eq!(txn(request, MAX_OPS), Err(Refusal::TooManyOperations));
+        // Two that stand beside each other have the same each.
+        let one = |key| op(Request::RequestTxn(succeeding(vec![put_op(key)])));
+        assert!(txn(succeeding(vec![one("a"), one("b")]), MAX_OPS).is_ok());
     }
 
     #[test]
@@ -331,8 +341,9 @@ mod tests {
 
     #[test]
     fn transactions_nest_only_so_deep() {
-        assert!(txn(nested(MAX_TXN_DEPTH), MAX_OPS).is_ok());
-        assert_eq!(txn(nested(MAX_TXN_DEPTH + 1), MAX_OPS), Err(Refusal::TooManyOperations));
+        let enough = MAX_TXN_DEPTH + 1;
+        assert!(txn(nested(MAX_TXN_DEPTH), enough).is_ok());
+        assert_eq!(txn(nested(MAX_TXN_DEPTH + 1), enough), Err(Refusal::TooManyOperations));
     }
 
     #[test]
