@@ -11,6 +11,7 @@ use holdfast::pb::etcdserverpb::cluster_client::ClusterClient;
 use holdfast::pb::etcdserverpb::kv_client::KvClient;
 use holdfast::pb::etcdserverpb::lease_client::LeaseClient;
 use holdfast::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use holdfast::pb::etcdserverpb::request_op::Request as Operation;
 use holdfast::pb::etcdserverpb::watch_client::WatchClient;
 use holdfast::pb::etcdserverpb::{
     AuthStatusRequest, AuthStatusResponse, AuthenticateRequest, CompactionRequest,
@@ -18,14 +19,14 @@ use holdfast::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
     LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, MemberListRequest, MemberListResponse,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, StatusRequest, StatusResponse,
     TxnRequest, TxnResponse,
 };
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -38,7 +39,7 @@ const LATE: Duration = Duration::from_secs(20);
 /// Between two looks at a lease that is about to end.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Written and deleted before each script, so that the revision it starts at was never compacted.
+/// Written and deleted before each script: it starts at a revision of its own, never compacted.
 const START_KEY: &[u8] = b"\0start";
 
 const EVERYTHING: Bytes = Bytes::from_static(&[0]);
@@ -47,6 +48,8 @@ pub struct Live {
     cluster: Cluster,
     /// How many calls were made.
     calls: usize,
+    /// Those the script was granted, whatever became of them.
+    leases: Vec<i64>,
     metadata: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
     gzip: bool,
 }
@@ -66,7 +69,7 @@ macro_rules! client {
 
 impl Live {
     pub fn new(cluster: Cluster) -> Live {
-        Live { cluster, calls: 0, metadata: Vec::new(), gzip: false }
+        Live { cluster, calls: 0, leases: Vec::new(), metadata: Vec::new(), gzip: false }
     }
 
     fn next_channel(&mut self) -> Channel {
@@ -87,22 +90,24 @@ impl Live {
         Ok(self.range(request).await?.header.map_or(0, |header| header.revision))
     }
 
-    /// The revision after deleting everything and ending all leases.
+    /// The revision after ending all leases and deleting everything.
     async fn empty(&mut self) -> Answer<i64> {
-        self.settle().await;
-        let leases = self.lease_leases().await?.leases;
-        for lease in leases {
-            self.lease_revoke(lease.id).await?;
+        for lease in std::mem::take(&mut self.leases) {
+            match self.lease_revoke(lease).await {
+                Err(status) if status.code() != Code::NotFound => return Err(status),
+                _ => {}
+            }
         }
-        let everything = DeleteRangeRequest {
+        let put = PutRequest { key: START_KEY.into(), ..PutRequest::default() };
+        let delete = DeleteRangeRequest {
             key: EVERYTHING,
             range_end: EVERYTHING,
             ..DeleteRangeRequest::default()
         };
-        let start = PutRequest { key: START_KEY.into(), ..PutRequest::default() };
-        self.put(start).await?;
-        let deleted = self.delete_range(everything).await?;
-        Ok(deleted.header.map_or(0, |header| header.revision))
+        let operations = [Operation::RequestPut(put), Operation::RequestDeleteRange(delete)];
+        let success = operations.map(|request| RequestOp { request: Some(request) }).into();
+        let emptied = self.txn(TxnRequest { success, ..TxnRequest::default() }).await?;
+        Ok(emptied.header.map_or(0, |header| header.revision))
     }
 }
 
@@ -159,7 +164,9 @@ impl Target for Live {
 
     async fn lease_grant(&mut self, request: LeaseGrantRequest) -> Answer<LeaseGrantResponse> {
         let request = self.request(request);
-        Ok(client!(self, LeaseClient).lease_grant(request).await?.into_inner())
+        let granted = client!(self, LeaseClient).lease_grant(request).await?.into_inner();
+        self.leases.push(granted.id);
+        Ok(granted)
     }
 
     async fn lease_revoke(&mut self, id: i64) -> Answer<LeaseRevokeResponse> {
