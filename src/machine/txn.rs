@@ -79,7 +79,7 @@ impl Path {
         let mut oldest = before.revision();
         self.each(txn, &mut |op| {
             if let TxnOp::Range(query) = op {
-                oldest = oldest.min(before.resolve(query)?);
+                oldest = oldest.min(before.resolve_in_txn(query)?);
             }
             Ok(())
         })?;

@@ -126,11 +126,22 @@ impl<'a> Snapshot<'a> {
 
     /// The revision that `query` is to be answered at, given that this snapshot is the present.
     pub fn resolve(&self, query: &Range) -> Result<i64, Rejection> {
-        if query.revision <= 0 {
-            return Ok(self.revision);
-        }
-        let (requested, current, oldest) =
-            (query.revision, self.revision, self.history.compacted());
+        if query.revision <= 0 { Ok(self.revision) } else { self.resolve_exactly(query.revision) }
+    }
+
+    /// As [`Snapshot::resolve`], for a query inside a transaction: there only 0 stands for the
+    /// present. In etcd a negative revision is one that was compacted, except that -1 is what it
+    /// takes for the oldest revision of a store that never was.
+    pub fn resolve_in_txn(&self, query: &Range) -> Result<i64, Rejection> {
+        let readable = match query.revision {
+            0 => self.revision,
+            revision => self.resolve_exactly(revision)?,
+        };
+        Ok(if readable > 0 { readable } else { self.revision })
+    }
+
+    fn resolve_exactly(&self, requested: i64) -> Result<i64, Rejection> {
+        let (current, oldest) = (self.revision, self.history.compacted());
         if requested > current {
             Err(Rejection::FutureRevision { requested, current })
         } else if requested < oldest {

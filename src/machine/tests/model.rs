@@ -248,7 +248,13 @@ impl Model {
                     self.keeps_something_present(put)?;
                     self.lease_exists(put.lease)?;
                 }
-                TxnOp::Range(query) if !puts => self.readable(query.revision)?,
+                TxnOp::Range(query) if !puts => {
+                    if query.revision < 0 && query.revision < self.compacted {
+                        let (requested, oldest) = (query.revision, self.compacted);
+                        return Err(Rejection::Compacted { requested, oldest });
+                    }
+                    self.readable(query.revision)?;
+                }
                 TxnOp::Txn(txn) => self.check(txn, puts)?,
                 _ => {}
             }

@@ -251,6 +251,31 @@ fn a_read_only_transaction_needs_no_entry() {
 }
 
 #[test]
+fn a_range_in_a_transaction_takes_a_negative_revision_for_a_compacted_one() {
+    let mut member = Member::new();
+    member.ok(put_command("k", "1"));
+    let in_txn = |revision| {
+        let range = TxnOp::Range(Range { revision, ..Range::all(everything()) });
+        let nested = TxnOp::Txn(txn(vec![], vec![range], vec![]));
+        Command::Txn(txn(vec![], vec![TxnOp::Put(put("other", "")), nested], vec![]))
+    };
+    let compacted = |requested, oldest| Rejection::Compacted { requested, oldest };
+    assert_eq!(member.rejected(in_txn(-2)), compacted(-2, NEVER_COMPACTED));
+    let reply = txn_reply(member.ok(in_txn(-1)));
+    let TxnOpReply::Txn(nested) = &reply.responses[1] else { panic!("{reply:?}") };
+    let TxnOpReply::Range { reply, .. } = &nested.responses[0] else { panic!("{nested:?}") };
+    assert_eq!(reply.count, 2, "the present, with what the transaction wrote");
+    member.ok(compact(1));
+    assert_eq!(member.rejected(in_txn(-1)), compacted(-1, 1));
+    let read = |revision| {
+        let range = TxnOp::Range(Range { revision, ..Range::all(everything()) });
+        member.view().read_txn(&txn(vec![], vec![range], vec![])).map(drop)
+    };
+    assert_eq!(read(-1), Err(compacted(-1, 1)));
+    assert_eq!(read(0), Ok(()));
+}
+
+#[test]
 fn compaction_refuses_what_etcd_refuses() {
     let mut member = Member::new();
     member.ok(put_command("k", "1"));
