@@ -102,6 +102,8 @@ pub struct WatchStream {
 
 struct Watch {
     watcher: Arc<Watcher>,
+    /// As asked for: 0 is the revision after the one of its creation.
+    start_revision: i64,
     progress_notify: bool,
 }
 
@@ -152,7 +154,8 @@ impl WatchStream {
             prev_kv: spec.prev_kv,
         };
         let watcher = self.hub.create(id, interest, next, &self.mailbox);
-        self.watches.insert(id, Watch { watcher, progress_notify: spec.progress_notify });
+        let (start_revision, progress_notify) = (spec.start_revision, spec.progress_notify);
+        self.watches.insert(id, Watch { watcher, start_revision, progress_notify });
         if spec.progress_notify && self.progress_timer.is_none() {
             self.progress_timer = Some(Box::pin(tokio::time::sleep(self.progress_interval)));
         }
@@ -263,22 +266,28 @@ impl WatchStream {
     }
 
     /// The answer to the oldest progress request, when all watches have come that far.
+    ///
+    /// A request that finds a watch with a start still to come is dropped: a client takes progress
+    /// for the place to resume all its watches behind, and would have that one begin too early.
     fn stream_progress(&mut self) -> Option<Delivery> {
-        let wanted = *self.progress_requests.front()?;
         if self.watches.is_empty() {
             self.progress_requests.clear();
-            return None;
         }
-        // Read before the mailbox: everything up to it is there or was delivered.
-        let published = self.hub.published();
-        let revision = self.mailbox.delivered_up_to(published);
-        if revision < wanted {
-            // Looking costs a walk over the ring, so look once a round.
-            self.progress_patience = self.mailbox.ring_len();
-            return None;
+        while let Some(wanted) = self.progress_requests.front() {
+            // Read before the mailbox: everything up to it is there or was delivered.
+            let published = self.hub.published();
+            let revision = self.mailbox.delivered_up_to(published);
+            if revision < *wanted {
+                // Looking costs a walk over the ring, so look once a round.
+                self.progress_patience = self.mailbox.ring_len();
+                return None;
+            }
+            self.progress_requests.pop_front();
+            if self.watches.values().all(|watch| watch.start_revision <= revision) {
+                return Some(Delivery::Progress { id: None, revision });
+            }
         }
-        self.progress_requests.pop_front();
-        Some(Delivery::Progress { id: None, revision })
+        None
     }
 
     /// The next progress of a watch that was idle for an interval, and is still.
@@ -298,8 +307,13 @@ impl WatchStream {
 
     fn end_interval(&mut self) {
         let mut wanted = false;
+        let published = self.hub.published();
         for watch in self.watches.values().filter(|watch| watch.progress_notify) {
             wanted = true;
+            // As in `stream_progress`.
+            if watch.start_revision > published {
+                continue;
+            }
             if std::mem::replace(&mut watch.watcher.state().quiet, true) {
                 self.progress_due.push_back(watch.watcher.clone());
             }

@@ -455,6 +455,39 @@ fn a_stream_without_watches_has_no_progress() {
 }
 
 #[test]
+fn progress_is_not_told_before_a_watch_of_the_stream_begins() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.stream();
+    watch(&mut stream, one("a"), 0);
+    watch(&mut stream, one("b"), 3);
+    fixture.put("a", "1");
+    stream.request_progress();
+    stream.request_progress();
+    assert_eq!(shown(&drain(&mut stream))[&0], ["2 PUT a=1"]);
+    fixture.put("a", "2");
+    let deliveries = drain(&mut stream);
+    assert_eq!(deliveries.len(), 1, "the requests were dropped: {deliveries:?}");
+    stream.request_progress();
+    assert_eq!(drain(&mut stream), [progress(3)]);
+}
+
+#[tokio::test]
+async fn a_watch_that_has_not_begun_tells_no_progress_of_its_own() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.hub.stream(Duration::from_millis(20));
+    let notified = |start| WatchSpec { progress_notify: true, ..WatchSpec::new(one("a"), start) };
+    stream.create(notified(3)).unwrap();
+    let begun = stream.create(notified(0)).unwrap().id;
+    let tell = |id, revision| Delivery::Progress { id: Some(id), revision };
+    assert_eq!(stream.next().await, tell(begun, 1));
+    assert_eq!(stream.next().await, tell(begun, 1));
+    fixture.put("b", "1");
+    fixture.put("b", "2");
+    stream.cancel(begun);
+    assert_eq!(stream.next().await, tell(0, 3));
+}
+
+#[test]
 fn progress_waits_until_the_revision_it_shows_is_published() {
     let mut fixture = Fixture::new();
     let mut stream = fixture.stream();
