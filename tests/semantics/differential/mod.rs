@@ -31,8 +31,8 @@ use rand::rngs::OsRng;
 use crate::cluster::Program;
 use generate::operations;
 use pair::{Pair, Stopped};
-use shrink::{Bench, Failing};
-use watches::Different;
+use shrink::{Bench, Failing, no_answer};
+use watches::{Different, Trouble};
 
 /// Replays rounds from this seed on; each round's is one more than the last one's.
 const SEED: &str = "HOLDFAST_DIFFERENTIAL_SEED";
@@ -114,18 +114,24 @@ impl Run {
                         println!("{done} of {} operations", self.ops);
                     }
                 }
-                Err(Stopped::Interrupted(interrupted)) => {
-                    println!("interrupted in the round of seed {seed}: {interrupted}");
-                    interruptions += 1;
-                    assert!(interruptions <= MOST_INTERRUPTIONS, "too often interrupted");
-                    pair = Pair::start().await;
-                    is_empty = true;
-                }
-                Err(Stopped::Different { operations, difference }) => {
+                Err(Stopped { operations: shown, trouble }) => {
+                    let (difference, wants_answers) = match trouble {
+                        Trouble::Different(difference) => (difference, false),
+                        Trouble::Interrupted(interrupted) => {
+                            println!("interrupted in the round of seed {seed}: {interrupted}");
+                            interruptions += 1;
+                            if interruptions <= MOST_INTERRUPTIONS {
+                                pair = Pair::start().await;
+                                is_empty = true;
+                                continue;
+                            }
+                            (no_answer(&interrupted), true)
+                        }
+                    };
                     println!("a difference in the round of seed {seed}, to be made shorter");
                     let long = format!("{SEED}={} {OPS}={}", self.seed, done + round.len());
-                    let found = Failing { operations: round, shown: operations, difference };
-                    panic!("{}", report(found, pair, seed, &long).await);
+                    let found = Failing { operations: round, shown, difference };
+                    panic!("{}", report(found, pair, wants_answers, seed, &long).await);
                 }
             }
         }
@@ -134,10 +140,10 @@ impl Run {
 
 /// The shortest form of a round that showed a difference, and how to see it again: with the seed of
 /// the round, or, when it takes what the rounds before have left in these clusters, as in `long`.
-async fn report(found: Failing, pair: Pair, seed: u64, long: &str) -> String {
+async fn report(found: Failing, pair: Pair, wants_answers: bool, seed: u64, long: &str) -> String {
     let round = &found.operations;
     let mut replay = format!("{SEED}={seed} {OPS}={}", round.len());
-    let mut bench = Bench::new(None);
+    let mut bench = Bench::new(None).wants_answers(wants_answers);
     let again = match bench.try_out(round).await {
         Some(again) => {
             if bench.try_out(round).await.is_none() {
@@ -147,7 +153,7 @@ async fn report(found: Failing, pair: Pair, seed: u64, long: &str) -> String {
         }
         None => {
             long.clone_into(&mut replay);
-            bench = Bench::new(Some(pair));
+            bench = Bench::new(Some(pair)).wants_answers(wants_answers);
             bench.try_out(round).await
         }
     };

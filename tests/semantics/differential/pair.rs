@@ -39,14 +39,11 @@ pub struct Pair {
 
 /// How a sequence of operations ended before its end.
 #[derive(Debug)]
-pub enum Stopped {
-    /// The last of `operations`, as they were with all revisions settled, or what was compared
-    /// after it shows a difference.
-    Different {
-        operations: Vec<String>,
-        difference: Different,
-    },
-    Interrupted(Interrupted),
+pub struct Stopped {
+    /// What was done, with all revisions settled. The last of it, or what was compared after it, is
+    /// what the trouble was with.
+    pub operations: Vec<String>,
+    pub trouble: Trouble,
 }
 
 impl Pair {
@@ -66,18 +63,15 @@ impl Pair {
     /// Does the operations on both clusters, and then compares all that is left of them.
     pub async fn run(&mut self, operations: &[Operation]) -> Result<(), Stopped> {
         let mut done = Vec::new();
-        let stopped = |operations, trouble| match trouble {
-            Trouble::Different(difference) => Stopped::Different { operations, difference },
-            Trouble::Interrupted(interrupted) => Stopped::Interrupted(interrupted),
-        };
         for operation in operations {
             let settled = operation.settle(self.now);
             done.push(settled.to_string());
             if let Err(trouble) = self.step(&settled).await {
-                return Err(stopped(done, trouble));
+                return Err(Stopped { operations: done, trouble });
             }
         }
-        self.compare_everything().await.map_err(|trouble| stopped(done, trouble))
+        let compared = self.compare_everything().await;
+        compared.map_err(|trouble| Stopped { operations: done, trouble })
     }
 
     async fn step(&mut self, Operation { member, request }: &Operation) -> Result<(), Trouble> {
@@ -215,20 +209,15 @@ impl Pair {
         Ok(())
     }
 
-    /// Brings both clusters to an empty store without leases and history at one revision, whatever
-    /// they disagreed about. An error means that it takes fresh ones.
+    /// Brings both clusters to a store with no more than the marker, without leases and history, at
+    /// one revision, whatever they disagreed about. An error means that it takes fresh ones.
     pub async fn reset(&mut self) -> Result<(), Stopped> {
         (0..STREAMS).for_each(|stream| self.streams.close(stream));
         let emptied = match self.empty().await {
             Ok(()) => self.compare_everything().await,
             Err(interrupted) => Err(interrupted.into()),
         };
-        emptied.map_err(|trouble| match trouble {
-            Trouble::Different(difference) => {
-                Stopped::Different { operations: vec!["reset".to_owned()], difference }
-            }
-            Trouble::Interrupted(interrupted) => Stopped::Interrupted(interrupted),
-        })
+        emptied.map_err(|trouble| Stopped { operations: vec!["reset".to_owned()], trouble })
     }
 
     async fn empty(&mut self) -> Result<(), Interrupted> {
@@ -237,15 +226,12 @@ impl Pair {
         if (etcd - holdfast).abs() > MOST_REVISIONS_APART {
             return Err(Interrupted(format!("etcd is at {etcd} and Holdfast at {holdfast}")));
         }
-        let newest = etcd.max(holdfast);
+        // Ended by a put: deletes at the compacted revision would still be told to watches.
+        let revision = etcd.max(holdfast) + 1;
+        self.now = Now { current: revision, compacted: revision };
+        let request = pb::CompactionRequest { revision, physical: true };
         for side in [&mut self.etcd, &mut self.holdfast] {
-            side.advance_to(newest + 1, MARKER).await?;
-        }
-        self.now = Now { current: newest + 2, compacted: newest + 2 };
-        let delete = everything_deleted();
-        let request = pb::CompactionRequest { revision: newest + 2, physical: true };
-        for side in [&mut self.etcd, &mut self.holdfast] {
-            side.ask(0, &delete).await?;
+            side.advance_to(revision, MARKER).await?;
             side.ask(0, &Request::Compact(request)).await?;
         }
         Ok(())
@@ -263,7 +249,12 @@ impl Side {
             }
         }
         self.picked.clear();
-        let deleted = self.ask(0, &everything_deleted()).await?;
+        let delete = pb::DeleteRangeRequest {
+            key: EVERYTHING.into(),
+            range_end: EVERYTHING.into(),
+            prev_kv: false,
+        };
+        let deleted = self.ask(0, &Request::DeleteRange(delete)).await?;
         let revision = deleted.header().map(|header| header.revision);
         revision.ok_or_else(|| Interrupted(format!("not deleted: {deleted:?}")))
     }
@@ -280,14 +271,6 @@ impl Side {
             }
         }
     }
-}
-
-fn everything_deleted() -> Request {
-    Request::DeleteRange(pb::DeleteRangeRequest {
-        key: EVERYTHING.into(),
-        range_end: EVERYTHING.into(),
-        prev_kv: false,
-    })
 }
 
 fn same(what: impl FnOnce() -> String, etcd: Answer, holdfast: Answer) -> Result<Answer, Trouble> {

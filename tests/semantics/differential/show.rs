@@ -99,7 +99,7 @@ impl Display for Lease {
 
 fn shown_lease(id: i64) -> String {
     // Ids that are near it for another reason are not in any request.
-    if id >= PICKED && id < PICKED + PICKED {
+    if (PICKED..2 * PICKED).contains(&id) {
         format!("picked#{}", id - PICKED)
     } else {
         id.to_string()

@@ -14,7 +14,8 @@ use holdfast::pb::etcdserverpb::watch_request::RequestUnion;
 
 use super::operation::{Operation, Request};
 use super::pair::{Pair, Stopped};
-use super::watches::Different;
+use super::side::Interrupted;
+use super::watches::{Different, Trouble};
 
 /// How long to go on. What was reached by then is reported.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -35,6 +36,8 @@ pub struct Bench {
     /// Whether each sequence gets clusters of its own: slow, and needed where a difference shows
     /// only on a store that was never compacted.
     always_fresh: bool,
+    /// Whether a sequence also fails by getting no answer: when a member dies of it.
+    wants_answers: bool,
     deadline: Instant,
     pub tries: usize,
 }
@@ -42,7 +45,12 @@ pub struct Bench {
 impl Bench {
     /// A bench that starts with these clusters, or with its own.
     pub fn new(pair: Option<Pair>) -> Bench {
-        Bench { pair, always_fresh: false, deadline: Instant::now() + LIMIT, tries: 0 }
+        let deadline = Instant::now() + LIMIT;
+        Bench { pair, always_fresh: false, wants_answers: false, deadline, tries: 0 }
+    }
+
+    pub fn wants_answers(self, wants_answers: bool) -> Bench {
+        Bench { wants_answers, ..self }
     }
 
     pub fn always_fresh(self) -> Bench {
@@ -59,9 +67,17 @@ impl Bench {
                 self.pair = Some(pair);
                 None
             }
-            Err(Stopped::Interrupted(_)) => None,
-            Err(Stopped::Different { operations: shown, difference }) => {
-                self.pair = Some(pair);
+            Err(Stopped { operations: shown, trouble }) => {
+                let difference = match trouble {
+                    Trouble::Different(difference) => {
+                        self.pair = Some(pair);
+                        difference
+                    }
+                    Trouble::Interrupted(interrupted) if self.wants_answers => {
+                        no_answer(&interrupted)
+                    }
+                    Trouble::Interrupted(_) => return None,
+                };
                 let operations = operations[..shown.len()].to_vec();
                 Some(Failing { operations, shown, difference })
             }
@@ -122,6 +138,15 @@ impl Bench {
             at += usize::from(!simplified);
         }
         failing
+    }
+}
+
+/// An interruption as what it is when it comes again and again.
+pub fn no_answer(interrupted: &Interrupted) -> Different {
+    Different {
+        what: "the last operation, or what follows it, gets no answer".to_owned(),
+        etcd: String::new(),
+        holdfast: interrupted.to_string(),
     }
 }
 

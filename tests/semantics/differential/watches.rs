@@ -53,6 +53,7 @@ pub struct Different {
     pub holdfast: String,
 }
 
+#[derive(Debug)]
 pub enum Trouble {
     Different(Different),
     Interrupted(Interrupted),
