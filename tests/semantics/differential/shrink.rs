@@ -93,9 +93,16 @@ impl Bench {
         Pair::start().await
     }
 
-    pub async fn shrink(&mut self, failing: Failing) -> Failing {
-        let shorter = self.leave_out(failing).await;
-        self.simplify(shorter).await
+    pub async fn shrink(&mut self, mut failing: Failing) -> Failing {
+        loop {
+            let before = failing.operations.clone();
+            let shorter = self.leave_out(failing).await;
+            failing = self.simplify(shorter).await;
+            // What became simpler may need less of what is before it.
+            if failing.operations == before || Instant::now() >= self.deadline {
+                return failing;
+            }
+        }
     }
 
     async fn leave_out(&mut self, mut failing: Failing) -> Failing {
