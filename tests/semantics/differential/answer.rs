@@ -17,7 +17,7 @@
 //!   stream tells no progress. So [`super::watches`] cancels it in etcd.
 //! - Pairs with equal sort keys keep key order in Holdfast. In etcd they do so among twelve at most,
 //!   so [`super::generate`] makes no more.
-//! - Transactions that change a key twice, which etcd should refuse and does not: see
+//! - Transactions that change a key twice, which etcd should refuse and does not, are not made: see
 //!   [`super::duplicates`].
 
 use holdfast::pb::etcdserverpb as pb;

@@ -5,9 +5,8 @@
 //! - when the delete is one of all keys from some key on (`range_end` is one zero byte);
 //! - when a nested transaction puts the key and a later one beside it deletes it.
 //!
-//! That is no freedom worth having: compacted at the revision of such a transaction, etcd 3.5.30
-//! loses the pair while its index goes on to name it, and dies at the next read of the key. Holdfast
-//! refuses them. So they are kept from etcd, and Holdfast alone has to refuse them.
+//! Compacted at the revision of such a transaction, etcd 3.5.30 loses the pair while its index goes
+//! on to name it, and dies at the next read of the key. So nobody is asked to do them here.
 
 use holdfast::pb::etcdserverpb as pb;
 use holdfast::pb::etcdserverpb::request_op::Request;
