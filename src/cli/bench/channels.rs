@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
 
-use super::BenchError;
+use super::{BenchError, Options};
+use crate::pb::etcdserverpb::StatusRequest;
+use crate::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -18,12 +20,24 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Opens `connections` connections, fit for `clients` calls at once on each.
+    /// Opens the connections that `options` ask for.
     ///
     /// # Errors
     ///
-    /// The first endpoint that is malformed, or does not answer within 5 s.
-    pub async fn connect(
+    /// The first endpoint that is malformed, or does not answer within 5 s; when only followers are
+    /// wanted, also that there is none.
+    pub async fn open(options: &Options) -> Result<Channels, BenchError> {
+        let endpoints = if options.followers {
+            followers(&options.endpoints).await?
+        } else {
+            options.endpoints.clone()
+        };
+        let connections = options.connections(endpoints.len());
+        Channels::connect(&endpoints, connections, options.clients as usize).await
+    }
+
+    /// Opens `connections` connections, fit for `clients` calls at once on each.
+    async fn connect(
         endpoints: &[String],
         connections: usize,
         clients: usize,
@@ -52,6 +66,24 @@ impl Channels {
     pub fn len(&self) -> usize {
         self.channels.len()
     }
+}
+
+/// Those of the endpoints whose member does not lead.
+async fn followers(endpoints: &[String]) -> Result<Vec<String>, BenchError> {
+    let channels = Channels::connect(endpoints, endpoints.len(), 1).await?;
+    let mut followers = Vec::new();
+    for (number, endpoint) in endpoints.iter().enumerate() {
+        let mut member = MaintenanceClient::new(channels.of(number));
+        let status = member.status(StatusRequest::default()).await;
+        let status = status
+            .map_err(|source| BenchError::Prepare { what: "asking who leads", source })?
+            .into_inner();
+        let id = status.header.map_or(0, |header| header.member_id);
+        if id != status.leader {
+            followers.push(endpoint.clone());
+        }
+    }
+    if followers.is_empty() { Err(BenchError::NoFollower) } else { Ok(followers) }
 }
 
 fn with_scheme(endpoint: &str) -> Result<String, BenchError> {

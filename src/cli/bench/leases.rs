@@ -1,11 +1,9 @@
-//! One lease for each client, granted before the measurement and kept alive during it.
+//! Leases: granting and revoking many, and one for each client that is kept alive meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::future::try_join_all;
-use futures::stream;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::IntervalStream;
 use tonic::Status;
@@ -20,6 +18,9 @@ use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRev
 const TTL_SECONDS: i64 = 60;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
+/// Grants or revocations under way while many are made.
+const CALLS_UNDER_WAY: usize = 64;
+
 /// The leases of a run. Dropping them ends the keep-alives; the leases then run out by themselves.
 pub struct Leases {
     ids: Vec<i64>,
@@ -31,10 +32,7 @@ pub struct Leases {
 impl Leases {
     /// Grants `count` leases and keeps them alive, over one stream for each connection.
     pub async fn grant(channels: &Channels, count: usize) -> Result<Leases, BenchError> {
-        let ids = try_join_all((0..count).map(|client| grant(channels.of(client))))
-            .await
-            .map_err(|source| BenchError::Prepare { what: "granting a lease", source })?;
-
+        let ids = grant_many(channels, count, TTL_SECONDS).await?;
         let errors = Arc::new(Mutex::new(Errors::default()));
         let mut keep_alives = JoinSet::new();
         for connection in 0..channels.len() {
@@ -60,22 +58,47 @@ impl Leases {
     ///
     /// Returns what went wrong here or with the keep-alives.
     pub async fn revoke(self, channels: &Channels) -> Errors {
-        let revoked = try_join_all(self.ids.iter().enumerate().map(|(client, &id)| async move {
-            let mut leases = LeaseClient::new(channels.of(client));
-            leases.lease_revoke(LeaseRevokeRequest { id }).await
-        }))
-        .await;
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Err(status) = revoked {
-            errors.add_kind(format!("revoking a lease: {}", status.message()), 1);
-        }
+        errors.merge(&revoke_many(channels, &self.ids).await);
         errors
     }
 }
 
-async fn grant(channel: Channel) -> Result<i64, Status> {
-    let request = LeaseGrantRequest { ttl: TTL_SECONDS, id: 0 };
+/// Grants `count` leases, a few at a time, over all connections.
+pub async fn grant_many(
+    channels: &Channels,
+    count: usize,
+    ttl_seconds: i64,
+) -> Result<Vec<i64>, BenchError> {
+    stream::iter(0..count)
+        .map(|client| grant(channels.of(client), ttl_seconds))
+        .buffered(CALLS_UNDER_WAY)
+        .try_collect()
+        .await
+        .map_err(|source| BenchError::Prepare { what: "granting a lease", source })
+}
+
+/// Revokes leases, a few at a time, up to the first that cannot be: what went wrong.
+pub async fn revoke_many(channels: &Channels, ids: &[i64]) -> Errors {
+    let revoked = stream::iter(ids.iter().enumerate())
+        .map(|(client, &id)| revoke(channels.of(client), id))
+        .buffer_unordered(CALLS_UNDER_WAY)
+        .try_collect::<()>()
+        .await;
+    let mut errors = Errors::default();
+    if let Err(status) = revoked {
+        errors.add_kind(format!("revoking a lease: {}", status.message()), 1);
+    }
+    errors
+}
+
+pub async fn grant(channel: Channel, ttl: i64) -> Result<i64, Status> {
+    let request = LeaseGrantRequest { ttl, id: 0 };
     Ok(LeaseClient::new(channel).lease_grant(request).await?.into_inner().id)
+}
+
+pub async fn revoke(channel: Channel, id: i64) -> Result<(), Status> {
+    LeaseClient::new(channel).lease_revoke(LeaseRevokeRequest { id }).await.map(drop)
 }
 
 /// Returns only when the leases can no longer be kept alive.

@@ -11,13 +11,21 @@
 #![allow(clippy::disallowed_methods)]
 
 mod cases;
+mod catch_up;
 mod channels;
 mod cpu;
+mod keep_alive;
+mod keys;
+mod lease_calls;
+mod lease_end;
 mod leases;
 mod load;
+mod reads;
 mod report;
 mod tally;
+mod txns;
 mod watch;
+mod watch_prefix;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,14 +41,20 @@ use report::Report;
 /// Which operation is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Case {
-    /// Write a random key of the key space
+    /// Write a random key of the key space, all of which exist
     Put,
     /// Read a random key, linearizable
     Range,
     /// Read a random key from what the asked member has
     RangeSerializable,
+    /// Read 1,000 keys from a random one on, with the number of all that follow, linearizable
+    Page,
+    /// Count the whole key space, linearizable
+    Count,
     /// Compare-and-swap by modification revision; a client works on one key
     Txn,
+    /// Put ten neighbouring keys in one transaction
+    Txn10,
     /// Lock and Unlock, together one operation
     Lock,
     /// Campaign and Resign, together one operation
@@ -48,6 +62,21 @@ pub enum Case {
     /// Fan-out: every client watches the one key that a further client writes; an operation is
     /// one event delivered, its latency counts from the sending of the write
     Watch,
+    /// Every client writes random keys of a prefix that one watcher on each connection watches; an
+    /// operation is one event delivered, its latency counts from the sending of the write
+    WatchPrefix,
+    /// One watcher reads as many past events as the key space has keys, once; an operation is one
+    /// event, its latency counts from the request
+    CatchUp,
+    /// Every client keeps one lease alive over a stream of its own, asking again at each answer
+    KeepAlive,
+    /// Grant a lease; they run out by themselves in ten minutes
+    LeaseGrant,
+    /// Grant a lease, put ten keys with it one by one, and revoke it, together one operation
+    LeaseCycle,
+    /// Every client lets a lease with one key end, all at the same time, once; an operation is one
+    /// delete event, its latency counts from the moment the lease's time had run out
+    LeaseEnd,
 }
 
 /// The command line of `bench`.
@@ -97,6 +126,14 @@ pub struct Options {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     names: Option<u32>,
 
+    /// Leases alive beside the ones that end, in case lease-end
+    #[arg(long, default_value_t = 0)]
+    others: u32,
+
+    /// Use only those endpoints whose member does not lead at the start
+    #[arg(long)]
+    followers: bool,
+
     /// What every key begins with
     #[arg(long, default_value = "bench")]
     prefix: String,
@@ -115,8 +152,9 @@ pub struct Options {
 }
 
 impl Options {
-    fn connections(&self) -> usize {
-        let default = self.clients.min(u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX));
+    /// How many connections to open to `endpoints` members.
+    fn connections(&self, endpoints: usize) -> usize {
+        let default = self.clients.min(u32::try_from(endpoints).unwrap_or(u32::MAX));
         self.connections.unwrap_or(default) as usize
     }
 
@@ -140,6 +178,8 @@ enum BenchError {
     Connect { url: String, source: tonic::transport::Error },
     #[error("{what}: {source}")]
     Prepare { what: &'static str, source: tonic::Status },
+    #[error("none of the members follows")]
+    NoFollower,
     #[error("CPU time of process {pid}: {source}")]
     Cpu { pid: u32, source: std::io::Error },
     #[error("runtime: {0}")]
@@ -190,11 +230,9 @@ fn runtime(options: &Options) -> Result<Runtime, BenchError> {
 
 async fn measure(options: &Options) -> Result<Report, BenchError> {
     let meter = CpuMeter::new(&options.pids)?;
-    let channels =
-        Channels::connect(&options.endpoints, options.connections(), options.clients as usize)
-            .await?;
+    let channels = Channels::open(options).await?;
     let measured = cases::run(options, &channels, &meter).await?;
-    Ok(Report::new(options, measured))
+    Ok(Report::new(options, channels.len(), measured))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -229,9 +267,9 @@ mod tests {
     #[test]
     fn one_client_needs_only_one_connection() {
         let options = parse(&["put", "--endpoints", "a,b,c", "--clients", "1"]).unwrap();
-        assert_eq!(options.connections(), 1);
+        assert_eq!(options.connections(3), 1);
         let options = parse(&["put", "--endpoints", "a,b,c", "--clients", "64"]).unwrap();
-        assert_eq!(options.connections(), 3);
+        assert_eq!(options.connections(3), 3);
     }
 
     #[test]

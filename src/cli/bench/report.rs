@@ -34,7 +34,7 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(options: &Options, measured: Measured) -> Report {
+    pub fn new(options: &Options, connections: usize, measured: Measured) -> Report {
         let Measured { tally, open, cpu, notes } = measured;
         let seconds = open.as_secs_f64();
         let operations = tally.operations;
@@ -48,7 +48,7 @@ impl Report {
                 .to_possible_value()
                 .map_or_else(String::new, |value| value.get_name().to_owned()),
             clients: options.clients,
-            connections: options.connections(),
+            connections,
             value_bytes: options.value_size,
             seconds,
             operations,

@@ -90,9 +90,37 @@ impl Watcher {
     }
 }
 
-/// Opens a watch on `key` that is in force when this returns.
-async fn open(channel: Channel, key: Bytes) -> Result<Streaming<WatchResponse>, Status> {
-    let create = WatchCreateRequest { key, ..WatchCreateRequest::default() };
+/// What a watch is on.
+#[derive(Clone)]
+pub struct WatchedRange {
+    pub key: Bytes,
+    /// Empty for the one key.
+    pub range_end: Bytes,
+    /// Zero for what is yet to come.
+    pub start_revision: i64,
+}
+
+impl WatchedRange {
+    fn one(key: Bytes) -> WatchedRange {
+        WatchedRange { key, range_end: Bytes::new(), start_revision: 0 }
+    }
+
+    /// All keys that begin with `prefix`, which ends in no 0xff byte.
+    pub fn prefix(prefix: String) -> WatchedRange {
+        let mut end = prefix.clone().into_bytes();
+        *end.last_mut().expect("a prefix has a byte") += 1;
+        WatchedRange { key: prefix.into(), range_end: end.into(), start_revision: 0 }
+    }
+}
+
+/// Opens a watch that is in force when this returns.
+pub async fn open(
+    channel: Channel,
+    range: WatchedRange,
+) -> Result<Streaming<WatchResponse>, Status> {
+    let WatchedRange { key, range_end, start_revision } = range;
+    let create =
+        WatchCreateRequest { key, range_end, start_revision, ..WatchCreateRequest::default() };
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     // The stream of requests must not end: that would end the watch.
     let requests = stream::iter([request]).chain(stream::pending());
@@ -111,9 +139,11 @@ pub async fn run(
 ) -> Result<Measured, BenchError> {
     let watchers = options.clients as usize;
     let key = Bytes::from(format!("{}/watched", options.prefix));
-    let streams = try_join_all((0..watchers).map(|number| open(channels.of(number), key.clone())))
-        .await
-        .map_err(|source| BenchError::Prepare { what: "opening a watch", source })?;
+    let streams = try_join_all(
+        (0..watchers).map(|number| open(channels.of(number), WatchedRange::one(key.clone()))),
+    )
+    .await
+    .map_err(|source| BenchError::Prepare { what: "opening a watch", source })?;
 
     let plan = options.plan();
     let (window, origin) = (Arc::new(plan.window()), Instant::now());
@@ -136,7 +166,7 @@ pub async fn run(
     };
     let mut measured = closed_loop(vec![writer], &plan, window, meter).await?;
     let written = acknowledged.load(Ordering::Relaxed);
-    let missing = catch_up(&seen, written).await;
+    let missing = await_events(&seen, written).await;
     drop(running);
 
     let writes = std::mem::replace(&mut measured.tally, Tally::new());
@@ -153,7 +183,7 @@ pub async fn run(
 }
 
 /// Waits until every watcher has seen `written` events; how many are missing after [`CATCH_UP`].
-async fn catch_up(seen: &[Arc<AtomicU64>], written: u64) -> u64 {
+pub async fn await_events(seen: &[Arc<AtomicU64>], written: u64) -> u64 {
     let deadline = Instant::now() + CATCH_UP;
     loop {
         // A write without an answer may have been made all the same, so there may be more.
@@ -173,6 +203,6 @@ mod tests {
     #[tokio::test]
     async fn events_beyond_the_acknowledged_writes_hide_no_missing_ones() {
         let seen = [Arc::new(AtomicU64::new(12)), Arc::new(AtomicU64::new(10))];
-        assert_eq!(catch_up(&seen, 10).await, 0);
+        assert_eq!(await_events(&seen, 10).await, 0);
     }
 }
