@@ -8,6 +8,7 @@ pub mod clock;
 mod codec;
 pub mod concurrency;
 pub mod config;
+mod gather;
 pub mod machine;
 pub mod metrics;
 pub mod node;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use crate::api::{self, Api};
 use crate::clock::{SystemClock, SystemEntropy};
 use crate::concurrency::peer_service::QueueService;
 use crate::config::{Config, ListenUrl, MetricsKind};
+use crate::gather::Gathered;
 use crate::node::bootstrap;
 use crate::node::{ForwardService, Identity, Limits, RunningMember, Settings, World};
 use crate::pb::peer::forward_server::ForwardServer;
@@ -227,6 +229,7 @@ fn serve(
 ) {
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming.map_ok(Gathered);
         let mut stopped = stopped.clone();
         let routes = routes.clone();
         servers.spawn(async move {
