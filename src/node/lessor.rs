@@ -24,6 +24,9 @@ const RENEWALS_AN_ENTRY: usize = 10_000;
 /// may give a lease on top.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Of cluster time.
+const RESOLUTION: Duration = Duration::from_millis(1);
+
 /// After a proposal that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -148,7 +151,7 @@ impl Node {
         let leases = machine.leases();
         let ended: Vec<ExpiredLease> = leases
             .iter_by_deadline()
-            .take_while(|(_, lease)| lease.deadline <= now)
+            .take_while(|(_, lease)| has_passed(lease.deadline, now))
             .take(ENDS_AN_ENTRY)
             .map(|(id, lease)| ExpiredLease { id, renewed_at_index: lease.renewed_at_index })
             .collect();
@@ -160,8 +163,17 @@ impl Node {
         if behind >= TICK_INTERVAL {
             return Due::Tick;
         }
-        Due::Later(Some(next.deadline.since(now).min(TICK_INTERVAL - behind)))
+        let left = next.deadline.since(now) + RESOLUTION;
+        Due::Later(Some(left.min(TICK_INTERVAL - behind)))
     }
+}
+
+/// Whether all of the millisecond that `deadline` names is over.
+///
+/// A time is the millisecond it lies in. A lease that is renewed late in one and ended early in
+/// another would live up to a millisecond less than was promised if the two were merely compared.
+fn has_passed(deadline: Timestamp, now: Timestamp) -> bool {
+    now >= deadline.plus(RESOLUTION)
 }
 
 enum Due {
@@ -169,4 +181,31 @@ enum Due {
     Tick,
     /// Nothing before this time has passed; never, while there is no lease.
     Later(Option<Duration>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::node::role::RoleTracker;
+    use crate::types::MemberId;
+
+    #[test]
+    fn no_lease_ends_before_its_whole_time_has_passed() {
+        const TTL: Duration = Duration::from_secs(2);
+        let clock = Arc::new(ManualClock::default());
+        let tracker = RoleTracker::new(MemberId(1), clock.clone());
+        tracker.on_raft(1, Some(MemberId(1)), Timestamp(0));
+        tracker.on_applied(1, Timestamp(0));
+        let leading = tracker.get().leading.expect("promoted");
+
+        clock.advance(Duration::from_micros(900));
+        let (renewed_at, deadline) = (clock.monotonic(), leading.now(clock.as_ref()).plus(TTL));
+        while !has_passed(deadline, leading.now(clock.as_ref())) {
+            clock.advance(Duration::from_micros(100));
+        }
+        let lived = clock.monotonic() - renewed_at;
+        assert!(lived >= TTL, "{lived:?}");
+        assert!(lived <= TTL + RESOLUTION, "{lived:?}");
+    }
 }
