@@ -1,6 +1,6 @@
 //! Hands each published event to the live watchers that want it.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -9,6 +9,14 @@ use super::index::Index;
 use super::stream::WatchStream;
 use super::watcher::{Interest, Mailbox, Mode, Offer, Watcher};
 use crate::machine::{Event, Store};
+
+/// See [`Hub::pause`]. The runtime's timers count milliseconds.
+const PAUSE_A_WATCHER: Duration = Duration::from_micros(30);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The fan-out wanes by this part with each publication.
+const FAN_OUT_WANES: usize = 16;
 
 /// The meeting point of the applier and all watch streams of this member. Clones are the same hub.
 #[derive(Clone)]
@@ -21,6 +29,8 @@ struct Inner {
     published: AtomicI64,
     /// How many watchers there ever were.
     created: AtomicU64,
+    /// How many watchers take an event at present: the most of late.
+    fan_out: AtomicUsize,
     live: Mutex<Live>,
     tally: Arc<Tally>,
 }
@@ -37,8 +47,8 @@ impl Hub {
     pub fn new(store: Store) -> Hub {
         let published = AtomicI64::new(store.revision());
         let live = Mutex::new(Live { index: Index::default(), expecting: Vec::new() });
-        let (created, tally) = (AtomicU64::new(0), Arc::default());
-        Hub(Arc::new(Inner { store, published, created, live, tally }))
+        let (created, fan_out) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Hub(Arc::new(Inner { store, published, created, fan_out, live, tally: Arc::default() }))
     }
 
     /// How many watch here, and how far behind they are.
@@ -75,15 +85,31 @@ impl Hub {
             "revision {revision} is published after {}",
             self.published()
         );
-        let full = match events {
+        let offered = match events {
             [event] => live.offer_one(revision, event),
             events => live.offer_many(revision, events),
         };
-        for watcher in full {
+        for watcher in offered.full {
             live.index.remove(&watcher);
             census::subtract(&self.0.tally.live, 1);
         }
+        // Of many keys only some may be watched by many: those set the pace, the others let it wane.
+        let fan_out = self.0.fan_out.load(Ordering::Relaxed);
+        let fan_out = offered.watchers.max(fan_out - fan_out.div_ceil(FAN_OUT_WANES));
+        self.0.fan_out.store(fan_out, Ordering::Relaxed);
         self.set_published(&mut live, revision);
+    }
+
+    /// How long after a stream has handed out all it had it gathers events before it hands out more.
+    ///
+    /// Where a thousand streams want each event, a message for each would be most of the work, and
+    /// the last would leave when several more events are there. So the pause is what a few rounds
+    /// over the streams take. It is none where few watch, and a stream that was idle for as long
+    /// hands out at once.
+    pub(super) fn pause(&self) -> Duration {
+        let watchers = u32::try_from(self.0.fan_out.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let pause = PAUSE_A_WATCHER.saturating_mul(watchers).min(LONGEST_PAUSE);
+        if pause < SHORTEST_PAUSE { Duration::ZERO } else { pause }
     }
 
     /// Sends every live watcher to the history, from where it stands, after the store's content was
@@ -182,34 +208,44 @@ impl Hub {
     }
 }
 
+/// What became of a revision's events.
+#[derive(Default)]
+struct Offered {
+    /// How many watchers were asked.
+    watchers: usize,
+    /// Those that fell behind.
+    full: Vec<Arc<Watcher>>,
+}
+
 impl Live {
-    /// Returns the watchers that fell behind.
-    fn offer_one(&self, revision: i64, event: &Event) -> Vec<Arc<Watcher>> {
-        let mut full = Vec::new();
+    fn offer_one(&self, revision: i64, event: &Event) -> Offered {
+        let mut offered = Offered::default();
         self.index.visit(&event.record.key, |watcher| {
+            offered.watchers += 1;
             if watcher.offer(revision, [event].into_iter()) == Offer::Full {
-                full.push(watcher.clone());
+                offered.full.push(watcher.clone());
             }
         });
-        full
+        offered
     }
 
     /// As [`Live::offer_one`]; each watcher gets all its events at once, so that no stream ever
     /// sees a part of a revision.
-    fn offer_many(&self, revision: i64, events: &[Event]) -> Vec<Arc<Watcher>> {
+    fn offer_many(&self, revision: i64, events: &[Event]) -> Offered {
         let mut matches = Vec::new();
         for (order, event) in events.iter().enumerate() {
             self.index.visit(&event.record.key, |watcher| matches.push((watcher, order)));
         }
         matches.sort_unstable_by_key(|(watcher, order)| (watcher.serial(), *order));
-        let mut full = Vec::new();
+        let mut offered = Offered::default();
         for own in matches.chunk_by(|(a, _), (b, _)| a.serial() == b.serial()) {
             let watcher = own[0].0;
+            offered.watchers += 1;
             if watcher.offer(revision, own.iter().map(|(_, order)| &events[*order])) == Offer::Full
             {
-                full.push(watcher.clone());
+                offered.full.push(watcher.clone());
             }
         }
-        full
+        offered
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::catch_up::{ChunkSize, Compacted, read_chunk};
 use super::census;
@@ -89,6 +89,12 @@ pub struct WatchStream {
     chunk_size: ChunkSize,
     /// Whether the other tasks should have a turn first: set after reading from the history.
     owes_yield: bool,
+    /// Whether events were handed out as they came since the last pause.
+    handed_out: bool,
+    /// Until then events are gathered; see [`Hub::pause`].
+    gathers_until: Option<Instant>,
+    /// Runs up to there when there is something to hand out.
+    pause: Option<Pin<Box<Sleep>>>,
     /// For each progress request that waits: the store's revision when it was made.
     progress_requests: VecDeque<i64>,
     /// How many watchers to serve before looking again whether progress is due.
@@ -117,6 +123,9 @@ impl WatchStream {
             next_id: 0,
             chunk_size: ChunkSize::default(),
             owes_yield: false,
+            handed_out: false,
+            gathers_until: None,
+            pause: None,
             progress_requests: VecDeque::new(),
             progress_patience: 0,
             progress_interval: progress_interval.max(Duration::from_millis(1)),
@@ -216,6 +225,10 @@ impl WatchStream {
                 return progress;
             }
             self.progress_patience = self.progress_patience.saturating_sub(1);
+            if self.must_gather() {
+                self.idle().await;
+                continue;
+            }
             match self.mailbox.pop() {
                 Some(watcher) => {
                     if let Some(delivery) = self.serve(&watcher) {
@@ -227,10 +240,30 @@ impl WatchStream {
                     if let Some(progress) = self.stream_progress() {
                         return progress;
                     }
+                    if std::mem::take(&mut self.handed_out) {
+                        let pause = self.hub.pause();
+                        self.gathers_until = (!pause.is_zero()).then(|| Instant::now() + pause);
+                    }
                     self.idle().await;
                 }
             }
         }
+    }
+
+    /// Whether what is there has to wait: then `pause` runs.
+    fn must_gather(&mut self) -> bool {
+        if self.pause.is_some() {
+            return true;
+        }
+        let Some(until) = self.gathers_until else { return false };
+        if self.mailbox.ring_len() == 0 {
+            return false;
+        }
+        self.gathers_until = None;
+        if Instant::now() < until {
+            self.pause = Some(Box::pin(tokio::time::sleep_until(until)));
+        }
+        self.pause.is_some()
     }
 
     /// Gives a watcher from the ring its turn: what is queued, or else a chunk of the history.
@@ -239,7 +272,10 @@ impl WatchStream {
         let (queued, mode) = watcher.take();
         match mode {
             Mode::Ended => None,
-            Mode::Live => self.events(id, queued),
+            Mode::Live => {
+                self.handed_out |= !queued.is_empty();
+                self.events(id, queued)
+            }
             Mode::Behind if !queued.is_empty() => {
                 self.hub.join(watcher);
                 self.events(id, queued)
@@ -322,16 +358,34 @@ impl WatchStream {
     }
 
     #[cfg(test)]
+    pub(super) fn gather_for(&mut self, pause: Duration) {
+        self.gathers_until = Some(Instant::now() + pause);
+        self.pause = None;
+    }
+
+    #[cfg(test)]
     pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
+    /// Waits for the end of the pause, or else for something in the mailbox, and for the progress
+    /// timer. What comes into the mailbox during a pause wakes nobody.
     async fn idle(&mut self) {
+        let WatchStream { pause, mailbox, .. } = self;
+        let more = async {
+            match pause {
+                Some(running) => {
+                    running.as_mut().await;
+                    *pause = None;
+                }
+                None => mailbox.woken().await,
+            }
+        };
         match &mut self.progress_timer {
-            None => self.mailbox.woken().await,
+            None => more.await,
             Some(timer) => tokio::select! {
                 biased;
-                () = self.mailbox.woken() => {}
+                () = more => {}
                 () = timer => self.end_interval(),
             },
         }

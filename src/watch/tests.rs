@@ -612,3 +612,75 @@ fn sleep<'a>(stream: &'a mut WatchStream, count: &Arc<Wakes>) -> LocalBoxFuture<
     assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     next
 }
+
+/// Longer than a test may run.
+const LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn a_stream_that_gathers_hands_out_all_of_it_later_and_at_once() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.stream();
+    watch(&mut stream, one("a"), 0);
+    fixture.put("a", "1");
+    assert_eq!(shown(&drain(&mut stream))[&0], ["2 PUT a=1"], "an idle stream does not wait");
+    stream.gather_for(LONG);
+    fixture.put("a", "2");
+    fixture.put("a", "3");
+    assert_eq!(ready(&mut stream), None);
+    fixture.put("a", "4");
+    stream.gather_for(Duration::from_millis(1));
+    assert_eq!(
+        shown(&[stream.next().await])[&0],
+        ["3 PUT a=2", "4 PUT a=3", "5 PUT a=4"],
+        "in one delivery"
+    );
+    assert_eq!(ready(&mut stream), None);
+}
+
+#[tokio::test]
+async fn a_stream_that_gathers_still_takes_cancels_and_tells_progress() {
+    let mut fixture = Fixture::new();
+    let mut stream = fixture.stream();
+    let (first, second) = (watch(&mut stream, one("a"), 0), watch(&mut stream, one("a"), 0));
+    stream.gather_for(LONG);
+    stream.request_progress();
+    assert_eq!(stream.next().await, progress(1), "there is nothing to wait for");
+    fixture.put("a", "1");
+    assert_eq!(ready(&mut stream), None);
+    assert!(stream.cancel(first));
+    stream.request_progress();
+    assert_eq!(ready(&mut stream), None);
+    stream.gather_for(Duration::from_millis(1));
+    assert_eq!(shown(&[stream.next().await])[&second], ["2 PUT a=1"]);
+    assert_eq!(stream.next().await, progress(2));
+}
+
+#[tokio::test]
+async fn streams_gather_only_where_many_watch_and_lose_nothing() {
+    let mut fixture = Fixture::new();
+    let mut streams: Vec<WatchStream> = (0..100).map(|_| fixture.stream()).collect();
+    watch(&mut streams[0], one("a"), 0);
+    fixture.put("a", "1");
+    assert_eq!(fixture.hub.pause(), Duration::ZERO);
+    assert_eq!(shown(&drain(&mut streams[0]))[&0], ["2 PUT a=1"]);
+    for stream in &mut streams[1..] {
+        watch(stream, one("a"), 0);
+    }
+    let mut expected = Vec::new();
+    for revision in 3..53 {
+        fixture.put("a", "x");
+        expected.push(format!("{revision} PUT a=x"));
+    }
+    assert_eq!(fixture.hub.pause(), Duration::from_millis(3));
+    for stream in &mut streams {
+        let mut seen = Vec::new();
+        while seen.len() < expected.len() {
+            seen.extend(shown(&[stream.next().await])[&0].clone());
+        }
+        assert_eq!(seen, expected);
+    }
+    for _ in 0..100 {
+        fixture.put("b", "nobody watches it");
+    }
+    assert_eq!(fixture.hub.pause(), Duration::ZERO, "the fan-out has waned");
+}
