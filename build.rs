@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(true)
         .bytes(".")
         .codec_path("crate::codec::LeanCodec")
+        .extern_path(".etcdserverpb.WatchResponse", "crate::pb::WatchResponse")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,9 +1,13 @@
-//! The generated protobuf types, clients and servers of `proto/`.
+//! The generated protobuf types, clients and servers of `proto/`, and one type of our own.
 //!
 //! A module per package, named like the package, so that the paths between packages resolve.
 
 // The linter's taste does not apply to code that nobody wrote.
 #![allow(clippy::all, missing_docs)]
+
+mod watch_response;
+
+pub use watch_response::{WatchResponse, pack};
 
 /// Keys, values and their changes.
 pub mod mvccpb {
@@ -17,6 +21,7 @@ pub mod authpb {
 
 /// The services KV, Watch, Lease, Cluster, Maintenance and Auth.
 pub mod etcdserverpb {
+    pub use super::WatchResponse;
     tonic::include_proto!("etcdserverpb");
 }
 

@@ -18,6 +18,7 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 pub mod metrics;
+mod packed_events;
 pub mod range_stream;
 pub mod status;
 pub mod watch;
@@ -131,6 +132,7 @@ fn watch_service(api: &Api) -> watch::WatchService {
         authorize: Arc::new(|_, _| Ok(())),
         has_leader: node.has_leader(),
         max_request_bytes: node.limits().max_request_bytes,
+        packed_events: Arc::default(),
         progress_interval: api.options.progress_interval,
     }
 }

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use prost::Message;
 use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream as Changes;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::api::convert::key_value;
+use crate::api::packed_events::PackedEvents;
 use crate::api::status::Refusal;
 use crate::machine::{Event, Store};
 use crate::node::Failure;
@@ -24,7 +24,6 @@ use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::watch_server::Watch;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
-use crate::pb::mvccpb;
 use crate::types::KeyRange;
 use crate::watch::{Delivery, Hub, Refused, WatchSpec, WatchStream};
 
@@ -54,6 +53,7 @@ pub struct WatchService {
     /// streams end.
     pub has_leader: watch::Receiver<bool>,
     pub max_request_bytes: usize,
+    pub packed_events: Arc<PackedEvents>,
     /// How often an idle watch with `progress_notify` hears of its progress.
     pub progress_interval: Duration,
 }
@@ -75,22 +75,24 @@ impl Watch for WatchService {
 }
 
 impl WatchService {
-    /// Serves one call, whatever carries it. The answers go on after `requests` ends, until the
+    /// Serves one call, whatever carries it; the events of the answers are packed. They go on after `requests` ends, until the
     /// caller drops them, a request is broken, or the member cannot go on.
     pub fn serve<S>(&self, metadata: MetadataMap, requests: S) -> Responses
     where
         S: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     {
-        let session = Session {
+        // Boxed, because it moves with every answer.
+        let session = Box::new(Session {
             needs_leader: metadata.get("hasleader").is_some_and(|value| value == "true"),
             metadata,
             requests: Some(requests),
             watches: self.hub.stream(self.progress_interval),
             has_leader: self.has_leader.clone(),
+            leader_changes: Changes::from_changes(self.has_leader.clone()),
             service: self.clone(),
             fragmented: BTreeSet::new(),
             answers: VecDeque::new(),
-        };
+        });
         Box::pin(futures::stream::unfold(Some(session), |session| async move {
             let mut session = session?;
             match session.next().await {
@@ -106,6 +108,8 @@ struct Session<S> {
     metadata: MetadataMap,
     needs_leader: bool,
     has_leader: watch::Receiver<bool>,
+    /// Waits across answers: to begin anew each time costs more than some answers.
+    leader_changes: Changes<bool>,
     /// `None` after the client has half-closed.
     requests: Option<S>,
     watches: WatchStream,
@@ -135,7 +139,7 @@ where
                 },
                 delivery = self.watches.next() => self.take_delivery(delivery),
                 // The reason to look again; what has changed is found at the top.
-                _ = self.has_leader.changed() => {}
+                _ = self.leader_changes.next() => {}
             }
         }
     }
@@ -239,31 +243,39 @@ where
             .fragmented
             .contains(&id)
             .then(|| self.service.max_request_bytes + FRAGMENT_EXTRA_BYTES);
-        let mut packed = Packed::default();
+        let mut packed = self.service.packed_events.pack(events).into_iter();
+        let mut answer = Packed::default();
+        let mut last_revision = 0;
         for revision in events.chunk_by(|a, b| main_revision(a) == main_revision(b)) {
-            let mut addition = Packed::default();
-            revision.iter().for_each(|event| addition.push(convert(event)));
-            if packed.bytes > 0 && packed.bytes + addition.bytes > RESPONSE_BYTES {
-                self.answer_packed(id, std::mem::take(&mut packed), fragment_bytes);
+            let addition: Packed = packed.by_ref().take(revision.len()).collect();
+            if answer.bytes > 0 && answer.bytes + addition.bytes > RESPONSE_BYTES {
+                let answer = std::mem::take(&mut answer);
+                self.answer_packed(id, last_revision, answer, fragment_bytes);
             }
-            packed.append(addition);
+            answer.append(addition);
+            last_revision = main_revision(&revision[0]);
         }
-        self.answer_packed(id, packed, fragment_bytes);
+        self.answer_packed(id, last_revision, answer, fragment_bytes);
     }
 
-    fn answer_packed(&mut self, id: i64, packed: Packed, fragment_bytes: Option<usize>) {
-        let revision = packed.events.last().and_then(|event| event.kv.as_ref());
-        let header = self.header(revision.map_or(0, |kv| kv.mod_revision));
+    fn answer_packed(
+        &mut self,
+        id: i64,
+        revision: i64,
+        packed: Packed,
+        fragment_bytes: Option<usize>,
+    ) {
+        let header = self.header(revision);
         let mut pieces = match fragment_bytes {
             Some(limit) if packed.bytes > limit => packed.cut(limit),
             _ => vec![packed.events],
         };
         let last = pieces.pop();
-        let answer = |events, fragment| WatchResponse {
+        let answer = |packed, fragment| WatchResponse {
             header,
             watch_id: id,
             fragment,
-            events,
+            packed,
             ..WatchResponse::default()
         };
         self.answers.extend(pieces.into_iter().map(|events| answer(events, true)));
@@ -286,19 +298,22 @@ where
     }
 }
 
-/// Converted events and what they take in a message.
+/// Encoded events and what they take in a message.
 #[derive(Default)]
 struct Packed {
-    events: Vec<mvccpb::Event>,
+    events: Vec<Bytes>,
     bytes: usize,
 }
 
-impl Packed {
-    fn push(&mut self, event: mvccpb::Event) {
-        self.bytes += packed_bytes(&event);
-        self.events.push(event);
+impl FromIterator<Bytes> for Packed {
+    fn from_iter<I: IntoIterator<Item = Bytes>>(events: I) -> Packed {
+        let events: Vec<Bytes> = events.into_iter().collect();
+        let bytes = events.iter().map(Bytes::len).sum();
+        Packed { events, bytes }
     }
+}
 
+impl Packed {
     fn append(&mut self, mut other: Packed) {
         if self.events.is_empty() {
             *self = other;
@@ -309,26 +324,19 @@ impl Packed {
     }
 
     /// Cuts into pieces of at most `limit` bytes, or of one event that is larger.
-    fn cut(self, limit: usize) -> Vec<Vec<mvccpb::Event>> {
-        let mut pieces = vec![Packed::default()];
+    fn cut(self, limit: usize) -> Vec<Vec<Bytes>> {
+        let mut pieces = vec![Vec::new()];
+        let mut bytes = 0;
         for event in self.events {
-            let piece = pieces.last_mut().expect("there is always one");
-            if piece.bytes > 0 && piece.bytes + packed_bytes(&event) > limit {
-                let mut next = Packed::default();
-                next.push(event);
-                pieces.push(next);
-            } else {
-                piece.push(event);
+            if bytes > 0 && bytes + event.len() > limit {
+                pieces.push(Vec::new());
+                bytes = 0;
             }
+            bytes += event.len();
+            pieces.last_mut().expect("there is always one").push(event);
         }
-        pieces.into_iter().map(|piece| piece.events).collect()
+        pieces
     }
-}
-
-/// The event as a field of an answer: with its tag and its length.
-fn packed_bytes(event: &mvccpb::Event) -> usize {
-    let bytes = event.encoded_len();
-    1 + prost::length_delimiter_len(bytes) + bytes
 }
 
 fn spec(request: WatchCreateRequest) -> WatchSpec {
@@ -369,22 +377,6 @@ fn reason(refused: Refused) -> &'static str {
 
 fn main_revision(event: &Event) -> i64 {
     event.record.mod_revision.main
-}
-
-fn convert(event: &Event) -> mvccpb::Event {
-    let record = &event.record;
-    let (kind, kv) = if record.is_tombstone() {
-        let kv = mvccpb::KeyValue {
-            key: record.key.clone(),
-            mod_revision: record.mod_revision.main,
-            ..mvccpb::KeyValue::default()
-        };
-        (mvccpb::event::EventType::Delete, kv)
-    } else {
-        (mvccpb::event::EventType::Put, key_value(record))
-    };
-    let prev_kv = event.prev.as_deref().map(key_value);
-    mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv }
 }
 
 #[cfg(test)]

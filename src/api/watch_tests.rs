@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
@@ -10,6 +11,7 @@ use super::*;
 use crate::pb::etcdserverpb::watch_client::WatchClient;
 use crate::pb::etcdserverpb::watch_server::WatchServer;
 use crate::pb::etcdserverpb::{WatchCancelRequest, WatchProgressRequest};
+use crate::pb::mvccpb;
 use crate::watch::testing::{Fixture, all, one};
 
 const MAX_REQUEST_BYTES: usize = 1 << 20;
@@ -41,6 +43,7 @@ impl Server {
             }),
             has_leader: leader.subscribe(),
             max_request_bytes: MAX_REQUEST_BYTES,
+            packed_events: Arc::default(),
             progress_interval: Duration::from_millis(30),
         };
         Server { fixture, service, leader }
