@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::server::{Server, TcpIncoming};
 
+use crate::api::connection::Tracked;
 use crate::api::{self, Api};
 use crate::clock::{SystemClock, SystemEntropy};
 use crate::concurrency::peer_service::QueueService;
@@ -167,6 +168,7 @@ fn api_options(config: &Config) -> api::Options {
     api::Options {
         progress_interval: config.progress_interval,
         extensive_metrics: config.metrics == MetricsKind::Extensive,
+        lock_rules: config.lock_rules,
     }
 }
 
@@ -229,7 +231,7 @@ fn serve(
 ) {
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let incoming = incoming.map_ok(Gathered);
+        let incoming = incoming.map_ok(|stream| Gathered(Tracked::new(stream)));
         let mut stopped = stopped.clone();
         let routes = routes.clone();
         servers.spawn(async move {
@@ -276,3 +278,6 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
     serve(&mut servers, listeners, &router, &never, connections);
     servers
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,50 +7,30 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
+use crate::concurrency::Queues;
 use crate::concurrency::client::{self, EnterFailure};
 use crate::concurrency::election::{self, Observer};
-use crate::machine::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, Put, Reply, Txn, TxnOp,
-};
+use crate::machine::{Command, Proclaim};
 use crate::node::{Failure, Node, told};
 use crate::pb::v3electionpb::election_server::Election;
 use crate::pb::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest,
     ProclaimResponse, ResignRequest, ResignResponse,
 };
-use crate::types::{KeyRange, LeaseId};
+use crate::types::LeaseId;
 
 use super::status::{Refusal, as_unknown};
 use super::{convert, header, lock};
 
 pub struct ElectionService {
+    queues: Queues,
     node: Arc<Node>,
 }
 
 impl ElectionService {
-    pub fn new(node: Arc<Node>) -> ElectionService {
-        ElectionService { node }
-    }
-
-    /// Runs `op` if `key` is still the one created at `revision`. Returns whether it was, and the
-    /// store's revision.
-    async fn as_leader(
-        &self,
-        key: &Bytes,
-        revision: i64,
-        op: TxnOp,
-    ) -> Result<(bool, i64), Failure> {
-        let compare = Compare {
-            range: KeyRange::One(key.clone()),
-            result: CompareResult::Equal,
-            target: CompareTarget::Create(revision),
-        };
-        let txn = Txn { compares: vec![compare], success: vec![op], failure: Vec::new() };
-        let applied = self.node.propose(Command::Txn(txn)).await?;
-        match applied.reply {
-            Reply::Txn(reply) => Ok((reply.succeeded, applied.revision)),
-            other => unreachable!("a transaction was answered with {other:?}"),
-        }
+    pub fn new(queues: Queues) -> ElectionService {
+        let node = queues.node.clone();
+        ElectionService { queues, node }
     }
 }
 
@@ -69,17 +49,20 @@ impl Election for ElectionService {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
+        let keep_while = lock::lease0_life(self.queues.rules, &request);
         let request = request.into_inner();
         let enter = client::Request {
             name: request.name.clone(),
             lease: LeaseId(request.lease),
             value: request.value,
             rewrite: true,
+            keep_while,
         };
-        let granted = client::enter(&self.node, enter).await.map_err(|failure| match failure {
-            EnterFailure::Expired => Refusal::NotElected.into(),
-            failure => lock::entering(failure),
-        })?;
+        let granted =
+            client::enter(&self.queues, enter).await.map_err(|failure| match failure {
+                EnterFailure::Expired => Refusal::NotElected.into(),
+                failure => lock::entering(failure),
+            })?;
         let leader = LeaderKey {
             name: request.name,
             key: granted.key.clone(),
@@ -98,15 +81,13 @@ impl Election for ElectionService {
     ) -> Result<Response<ProclaimResponse>, Status> {
         let request = request.into_inner();
         let leader = leader_key(request.leader)?;
-        let put = TxnOp::Put(Put {
-            key: leader.key.clone(),
-            value: Some(request.value),
-            // A key without a lease would lead for ever: without one given, it keeps its own.
-            lease: (leader.lease != 0).then_some(LeaseId(leader.lease)),
-            prev_kv: false,
-        });
-        let (leads, revision) =
-            self.as_leader(&leader.key, leader.rev, put).await.map_err(as_unknown)?;
+        let proclaim = Proclaim {
+            key: leader.key,
+            create_revision: leader.rev,
+            value: request.value,
+            lease: LeaseId(leader.lease),
+        };
+        let (leads, revision) = client::proclaim(&self.node, proclaim).await.map_err(as_unknown)?;
         if !leads {
             return Err(Refusal::NotElected.into());
         }
@@ -173,10 +154,8 @@ impl Election for ElectionService {
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
         let leader = leader_key(request.into_inner().leader)?;
-        let range = KeyRange::One(leader.key.clone());
-        let delete = TxnOp::DeleteRange(DeleteRange { range, prev_kv: false });
-        let (_, revision) =
-            self.as_leader(&leader.key, leader.rev, delete).await.map_err(as_unknown)?;
+        let leave = Command::Leave { key: leader.key, create_revision: leader.rev };
+        let revision = self.node.propose(leave).await.map_err(as_unknown)?.revision;
         let header = Some(header::at(&self.node, revision));
         Ok(Response::new(ResignResponse { header }))
     }

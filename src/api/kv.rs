@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::machine::{Command, Reply};
+use crate::machine::{Command, Fence, FencedWrite, Reply};
 use crate::node::{Applied, Node};
 use crate::pb::etcdserverpb::kv_server::Kv;
 use crate::pb::etcdserverpb::{
@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
 
-use super::{convert, header, range_stream, status};
+use super::{convert, fence, header, range_stream, status};
 
 pub struct KvService {
     node: Arc<Node>,
@@ -68,11 +68,12 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let fences = fence::of(request.metadata())?;
         let request = request.into_inner();
         let request_bytes = request.encoded_len();
         let put = convert::put(request)?;
         let Applied { revision, reply: Reply::Put(reply) } =
-            self.write(Command::Put(put), request_bytes).await?
+            self.write(fences, FencedWrite::Put(put), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -83,11 +84,12 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let fences = fence::of(request.metadata())?;
         let request = request.into_inner();
         let request_bytes = request.encoded_len();
         let delete = convert::delete_range(request)?;
         let Applied { revision, reply: Reply::DeleteRange(reply) } =
-            self.write(Command::DeleteRange(delete), request_bytes).await?
+            self.write(fences, FencedWrite::DeleteRange(delete), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -95,11 +97,14 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let fences = fence::of(request.metadata())?;
         let request = request.into_inner();
         let request_bytes = request.encoded_len();
         let serializable = convert::is_serializable(&request);
         let txn = convert::txn(request, self.node.limits().max_txn_ops)?;
-        if txn.is_read_only() {
+        // With a fence even a read goes through the log: nowhere else can it be told who holds a
+        // lock at the very moment of reading.
+        if txn.is_read_only() && fences.is_empty() {
             if !serializable {
                 self.node.read_barrier().await?;
             }
@@ -109,7 +114,7 @@ impl Kv for KvService {
             return Ok(Response::new(convert::txn_response(&reply, header)));
         }
         let Applied { revision, reply: Reply::Txn(reply) } =
-            self.write(Command::Txn(txn), request_bytes).await?
+            self.write(fences, FencedWrite::Txn(txn), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -130,10 +135,15 @@ impl Kv for KvService {
 }
 
 impl KvService {
-    /// Proposes `command`, unless the request it came from, encoded in `request_bytes`, is larger
-    /// than the cluster replicates.
-    async fn write(&self, command: Command, request_bytes: usize) -> Result<Applied, Status> {
+    /// Proposes `write` behind `fences`, unless the request it came from, encoded in
+    /// `request_bytes`, is larger than the cluster replicates.
+    async fn write(
+        &self,
+        fences: Vec<Fence>,
+        write: FencedWrite,
+        request_bytes: usize,
+    ) -> Result<Applied, Status> {
         convert::check_size(request_bytes, self.node.limits().max_request_bytes)?;
-        Ok(self.node.propose(command).await?)
+        Ok(self.node.propose(fence::guard(fences, write)).await?)
     }
 }

@@ -1,17 +1,17 @@
 //! The service Lock.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::concurrency::client::{self, EnterFailure, Granted};
-use crate::node::Node;
+use crate::concurrency::Queues;
+use crate::concurrency::client::{self, ConnectionLife, EnterFailure, Granted};
+use crate::concurrency::rules::{Lease0, Rules};
 use crate::pb::v3lockpb::lock_server::Lock;
 use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use crate::types::LeaseId;
 
+use super::connection::Connection;
 use super::header;
 use super::status::{self, Refusal, as_unknown};
 
@@ -23,30 +23,33 @@ const FENCE: &str = "holdfast-fence";
 const RELEASED: &str = "holdfast-released";
 
 pub struct LockService {
-    node: Arc<Node>,
+    queues: Queues,
 }
 
 impl LockService {
-    pub fn new(node: Arc<Node>) -> LockService {
-        LockService { node }
+    pub fn new(queues: Queues) -> LockService {
+        LockService { queues }
     }
 }
 
 #[tonic::async_trait]
 impl Lock for LockService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let keep_while = lease0_life(self.queues.rules, &request);
         let request = request.into_inner();
         let enter = client::Request {
             name: request.name,
             lease: LeaseId(request.lease),
             value: Bytes::new(),
             rewrite: false,
+            keep_while,
         };
-        let granted = client::enter(&self.node, enter).await.map_err(|failure| match failure {
-            EnterFailure::Expired => Refusal::SessionExpired.into(),
-            failure => entering(failure),
-        })?;
-        let header = Some(header::at(&self.node, granted.revision));
+        let granted =
+            client::enter(&self.queues, enter).await.map_err(|failure| match failure {
+                EnterFailure::Expired => Refusal::SessionExpired.into(),
+                failure => entering(failure),
+            })?;
+        let header = Some(header::at(&self.queues.node, granted.revision));
         let mut response = Response::new(LockResponse { header, key: granted.key.clone() });
         describe(response.metadata_mut(), &granted);
         Ok(response)
@@ -60,8 +63,8 @@ impl Lock for LockService {
         if key.is_empty() {
             return Err(as_unknown(Refusal::EmptyKey));
         }
-        let released = client::unlock(&self.node, key).await.map_err(as_unknown)?;
-        let header = Some(header::current(&self.node));
+        let released = client::unlock(&self.queues, key).await.map_err(as_unknown)?;
+        let header = Some(header::current(&self.queues.node));
         let mut response = Response::new(UnlockResponse { header });
         let text = if released { "true" } else { "false" };
         response
@@ -80,11 +83,17 @@ pub(super) fn entering(failure: EnterFailure) -> Status {
     }
 }
 
+/// The life of the caller's connection, where a lease that the server makes is to last as long.
+pub(super) fn lease0_life<T>(rules: Rules, request: &Request<T>) -> Option<ConnectionLife> {
+    match rules.lease0 {
+        Lease0::Etcd => None,
+        Lease0::Connection => Connection::of(request.extensions()).life,
+    }
+}
+
 /// Says in the answer's metadata what a holder needs to know: all decimal integers.
 pub(super) fn describe(metadata: &mut MetadataMap, granted: &Granted) {
     metadata.insert(LEASE_ID, granted.lease.0.into());
-    if let Some(seconds) = granted.session_ttl_seconds {
-        metadata.insert(LEASE_TTL, seconds.into());
-    }
+    metadata.insert(LEASE_TTL, granted.lease_ttl_seconds.into());
     metadata.insert(FENCE, granted.create_revision.into());
 }

@@ -6,6 +6,7 @@
 
 use std::fmt::Display;
 
+use crate::concurrency::Queues;
 use crate::metrics::{Counter, Kind, Page, Process};
 use crate::node::{Facts, Node};
 use crate::types::MemberId;
@@ -14,12 +15,16 @@ use super::ETCD_VERSION;
 use super::calls::Calls;
 
 /// The whole page, as of now.
-pub fn page(node: &Node, calls: &Calls) -> String {
+pub fn page(queues: &Queues, calls: &Calls) -> String {
+    let node = queues.node.as_ref();
     let mut page = Page::default();
     let facts = node.facts();
     server(&mut page, node, &facts);
     store(&mut page, node, calls, &facts);
     leases(&mut page, node);
+    let name = "holdfast_server_made_leases_total";
+    let help = "Leases that the server made for a Lock or Campaign without one.";
+    page.counter(name, help, queues.server_leases.made());
     disk(&mut page, node);
     peers(&mut page, node);
     calls.write(&mut page);

@@ -7,8 +7,10 @@
 pub mod auth;
 pub mod calls;
 pub mod cluster;
+pub mod connection;
 pub mod convert;
 pub mod election;
+pub mod fence;
 pub mod gate;
 pub mod header;
 pub mod health;
@@ -31,6 +33,8 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 
+use crate::concurrency::Queues;
+use crate::concurrency::rules::Rules;
 use crate::node::Node;
 use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
@@ -58,19 +62,22 @@ pub struct Options {
     pub progress_interval: Duration,
     /// Whether calls are timed for `/metrics`, too.
     pub extensive_metrics: bool,
+    pub lock_rules: Rules,
 }
 
 /// What a member serves, and the counters behind it.
 pub struct Api {
     node: Arc<Node>,
     calls: Arc<Calls>,
+    queues: Queues,
     options: Options,
 }
 
 impl Api {
     pub fn new(node: Arc<Node>, options: Options) -> Api {
         let calls = Arc::new(Calls::new(node.clock().clone(), options.extensive_metrics));
-        Api { node, calls, options }
+        let queues = Queues::new(node.clone(), options.lock_rules);
+        Api { node, calls, queues, options }
     }
 
     /// Everything on the client port, for a server that speaks HTTP/1.1 and HTTP/2.
@@ -87,13 +94,13 @@ impl Api {
     }
 
     fn metrics(&self) -> Router {
-        let (node, calls) = (self.node.clone(), self.calls.clone());
-        http::metrics_route(move || metrics::page(&node, &calls))
+        let (queues, calls) = (self.queues.clone(), self.calls.clone());
+        http::metrics_route(move || metrics::page(&queues, &calls))
     }
 }
 
 fn services(api: &Api) -> Router {
-    let node = &api.node;
+    let (node, queues) = (&api.node, &api.queues);
     let receive_bytes = node.limits().max_request_bytes + RECEIVE_HEADROOM_BYTES;
     let keeper = Keeper { has_leader: node.has_leader(), calls: api.calls.clone() };
     let keeper = Arc::new(keeper);
@@ -112,8 +119,8 @@ fn services(api: &Api) -> Router {
 
     Routes::new(gated!(KvServer, kv::KvService::new(node.clone())))
         .add_service(gated!(WatchServer, watch_service(api)))
-        .add_service(gated!(LockServer, lock::LockService::new(node.clone())))
-        .add_service(gated!(ElectionServer, election::ElectionService::new(node.clone())))
+        .add_service(gated!(LockServer, lock::LockService::new(queues.clone())))
+        .add_service(gated!(ElectionServer, election::ElectionService::new(queues.clone())))
         .add_service(gated!(LeaseServer, lease::LeaseService::new(node.clone())))
         .add_service(gated!(ClusterServer, cluster::ClusterService::new(node.clone())))
         .add_service(gated!(MaintenanceServer, maintenance::MaintenanceService::new(node.clone())))

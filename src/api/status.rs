@@ -114,6 +114,12 @@ impl From<Rejection> for Status {
             Rejection::LeaseExists(_) => {
                 (Code::FailedPrecondition, "etcdserver: lease already exists")
             }
+            Rejection::Detached(_) => {
+                (Code::FailedPrecondition, "holdfast: the queue key is not attached to its lease")
+            }
+            Rejection::StaleFence { .. } => {
+                (Code::FailedPrecondition, "holdfast: stale fencing token")
+            }
         };
         Status::new(code, text)
     }
@@ -146,6 +152,15 @@ pub fn as_unknown(status: impl Into<Status>) -> Status {
 pub fn unknown_lease() -> Status {
     // The text leaves the id out, so any will do.
     as_unknown(Rejection::LeaseNotFound(LeaseId::NONE))
+}
+
+/// Metadata that should name a fence and does not.
+pub fn malformed_fence(reason: &str) -> Status {
+    Status::invalid_argument(format!("holdfast: malformed fence, NAME=TOKEN is wanted: {reason}"))
+}
+
+pub fn too_many_fences(most: usize) -> Status {
+    Status::invalid_argument(format!("holdfast: more than {most} fences"))
 }
 
 /// A method of etcd's that is not built yet.
@@ -225,6 +240,7 @@ mod tests {
             Rejection::KeyNotFound,
             Rejection::LeaseNotFound(LeaseId(7)),
             Rejection::LeaseExists(LeaseId(7)),
+            Rejection::StaleFence { token: 7 },
         ] {
             assert_eq!(said(rejection.clone()), said(Failure::Rejected(rejection)));
         }

@@ -13,14 +13,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::Queues;
+use super::rules::{ServerLeases, UnlockRule};
 use super::server::{self, Place, Turn};
-use crate::machine::{Command, Enqueue, Rejection, Reply};
-use crate::node::{Failure, Node};
+use crate::machine::{Command, DeleteRange, Enqueue, Proclaim, Rejection, Reply};
+use crate::node::{Failure, Node, told};
 use crate::raft::frame;
-use crate::types::LeaseId;
+use crate::types::{KeyRange, LeaseId};
 
 /// The TTL of a lease that the server makes for a call without one, as etcd's sessions have.
 pub const SESSION_TTL_SECONDS: i64 = 60;
+
+/// Between two renewals of such a lease.
+const RENEW_INTERVAL: Duration = Duration::from_secs(SESSION_TTL_SECONDS as u64 / 3);
 
 /// Between two attempts to reach a leader, unless another one turns up earlier.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -28,6 +33,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const UNDO_PAUSE: Duration = Duration::from_millis(200);
 /// After this long the lease has to do the cleaning up.
 const UNDO_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The life of a client's connection: closed when the sender is gone.
+pub type ConnectionLife = tokio::sync::watch::Receiver<()>;
 
 /// What a client asks for.
 #[derive(Debug, Clone)]
@@ -38,6 +46,8 @@ pub struct Request {
     pub value: Bytes,
     /// Whether a key that is there already takes `value`: a campaign's does, a lock's does not.
     pub rewrite: bool,
+    /// A lease that the server made is renewed as long as this lasts, if it is set.
+    pub keep_while: Option<ConnectionLife>,
 }
 
 /// A key that is first in its queue.
@@ -49,8 +59,8 @@ pub struct Granted {
     pub create_revision: i64,
     /// A revision at which it is the first.
     pub revision: i64,
-    /// Set when the server made the lease.
-    pub session_ttl_seconds: Option<i64>,
+    /// Of the lease, as granted.
+    pub lease_ttl_seconds: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +75,11 @@ type AnswerSender = oneshot::Sender<Result<Granted, EnterFailure>>;
 
 /// Joins a queue, waits to be its first, and returns then. When the caller drops this future, what
 /// the call has made is undone.
-pub async fn enter(node: &Arc<Node>, request: Request) -> Result<Granted, EnterFailure> {
+pub async fn enter(queues: &Queues, request: Request) -> Result<Granted, EnterFailure> {
     let (answer, receiver) = oneshot::channel();
-    let task = Task { node: node.clone(), session: None, made: None };
+    let Queues { node, server_leases, .. } = queues.clone();
+    let task = Task { node, server_leases, session: None, made: None };
+    let node = &queues.node;
     node.background().spawn(task.run(request, answer));
     match receiver.await {
         Ok(result) => result,
@@ -77,6 +89,7 @@ pub async fn enter(node: &Arc<Node>, request: Request) -> Result<Granted, EnterF
 
 struct Task {
     node: Arc<Node>,
+    server_leases: Arc<ServerLeases>,
     /// The lease, when this call made it.
     session: Option<LeaseId>,
     /// The key, when this call made it.
@@ -85,8 +98,16 @@ struct Task {
 
 impl Task {
     async fn run(mut self, request: Request, mut answer: AnswerSender) {
+        let keep_while = request.keep_while.clone();
         let done = match self.enter(request, &mut answer).await {
-            Some(Ok(granted)) => answer.send(Ok(granted)).is_ok(),
+            Some(Ok(granted)) => {
+                let held = granted.clone();
+                let told = answer.send(Ok(granted)).is_ok();
+                if let (true, Some(lease), Some(life)) = (told, self.session, keep_while) {
+                    keep_held(&self.node, lease, &held, life).await;
+                }
+                told
+            }
             Some(Err(failure)) => {
                 // What a failed call has made is of no use to its caller, there or not.
                 let _ = answer.send(Err(failure));
@@ -111,7 +132,7 @@ impl Task {
         };
         let enqueue =
             Enqueue { name: request.name, lease, value: request.value, rewrite: request.rewrite };
-        let (place, at_once) = match self.enqueue(enqueue).await {
+        let (place, lease_ttl_seconds, at_once) = match self.enqueue(enqueue).await {
             Ok(queued) => queued,
             Err(failure) => return Some(Err(failure)),
         };
@@ -137,7 +158,7 @@ impl Task {
             lease,
             create_revision: place.create_revision,
             revision,
-            session_ttl_seconds: self.session.map(|_| SESSION_TTL_SECONDS),
+            lease_ttl_seconds,
         }))
     }
 
@@ -152,6 +173,7 @@ impl Task {
             match self.node.propose(grant).await {
                 Ok(_) => {
                     self.session = Some(id);
+                    self.server_leases.count(self.node.clock().as_ref());
                     return Ok(id);
                 }
                 Err(Failure::Rejected(Rejection::LeaseExists(_))) => {}
@@ -160,16 +182,24 @@ impl Task {
         }
     }
 
-    /// Joins the queue. Returns the place, and a revision at which it is the first if it is.
+    /// Joins the queue. Returns the place, the TTL of the lease, and a revision at which the place
+    /// is the first if it is.
     ///
     /// Waits however long it takes, client or no client: only then is it known what was made.
-    async fn enqueue(&mut self, enqueue: Enqueue) -> Result<(Place, Option<i64>), EnterFailure> {
+    async fn enqueue(
+        &mut self,
+        enqueue: Enqueue,
+    ) -> Result<(Place, i64, Option<i64>), EnterFailure> {
         loop {
             let applied = match self.node.propose_patiently(Command::Enqueue(enqueue.clone())).await
             {
                 Ok(applied) => applied,
                 Err(Failure::Rejected(Rejection::LeaseNotFound(_))) => {
                     return Err(EnterFailure::LeaseNotFound);
+                }
+                // The key stands in line, but not for this lease: nothing is held by it.
+                Err(Failure::Rejected(Rejection::Detached(_))) => {
+                    return Err(EnterFailure::Expired);
                 }
                 // A snapshot took the place of the entries. Asked again, it finds its key, if
                 // there is one; whose that is cannot be told, so it is left alone.
@@ -187,7 +217,8 @@ impl Task {
             if queued.created {
                 self.made = Some(place.clone());
             }
-            return Ok((place, queued.first.then_some(applied.revision)));
+            let at_once = queued.first.then_some(applied.revision);
+            return Ok((place, queued.lease_ttl_seconds, at_once));
         }
     }
 
@@ -276,20 +307,59 @@ impl Task {
 /// Renews the lease of a waiting call: its time shall begin with the grant.
 async fn keep_alive<T>(node: &Node, lease: LeaseId) -> T {
     loop {
-        tokio::time::sleep(Duration::from_secs(SESSION_TTL_SECONDS as u64 / 3)).await;
+        tokio::time::sleep(RENEW_INTERVAL).await;
         if let Err(failure) = node.lease_renew(lease).await {
             tracing::debug!(%failure, "lease of a waiting call not renewed");
         }
     }
 }
 
+/// Renews the lease of a granted call as long as its connection lives and its key is there. After
+/// that the lease runs out: the holder may still be at work.
+async fn keep_held(node: &Node, lease: LeaseId, held: &Granted, mut life: ConnectionLife) {
+    let mut stopping = node.stopping();
+    loop {
+        tokio::select! {
+            // Nothing is ever sent: it ends when the connection does.
+            _ = life.changed() => return,
+            () = told(&mut stopping) => return,
+            () = tokio::time::sleep(RENEW_INTERVAL) => {}
+        }
+        let record = node.view().get(&held.key);
+        if record.is_none_or(|record| record.create_revision != held.create_revision) {
+            return;
+        }
+        match node.lease_renew(lease).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(failure) => tracing::debug!(%failure, "lease of a connection not renewed"),
+        }
+    }
+}
+
 /// Gives up a lock.
 ///
-/// Returns whether a key was deleted: only one of the form `NAME/HEX` that is attached to the lease
-/// HEX is.
-pub async fn unlock(node: &Node, key: Bytes) -> Result<bool, Failure> {
-    match node.propose(Command::Unlock { key }).await?.reply {
+/// Returns whether a key was deleted. Strictly, only one of the form `NAME/HEX` that is attached to
+/// the lease HEX is.
+pub async fn unlock(queues: &Queues, key: Bytes) -> Result<bool, Failure> {
+    let command = match queues.rules.unlock {
+        UnlockRule::Strict => Command::Unlock { key },
+        UnlockRule::Etcd => {
+            Command::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false })
+        }
+    };
+    match queues.node.propose(command).await?.reply {
         Reply::Left(left) => Ok(left),
+        Reply::DeleteRange(reply) => Ok(reply.deleted > 0),
         other => unreachable!("an unlock was answered with {other:?}"),
+    }
+}
+
+/// Gives a leader's key another value. Returns whether it leads, and the revision.
+pub async fn proclaim(node: &Node, proclaim: Proclaim) -> Result<(bool, i64), Failure> {
+    let applied = node.propose(Command::Proclaim(proclaim)).await?;
+    match applied.reply {
+        Reply::Proclaimed(leads) => Ok((leads, applied.revision)),
+        other => unreachable!("a proclamation was answered with {other:?}"),
     }
 }

@@ -9,9 +9,30 @@
 //! - [`client`]: the call on the member that the client asked, which joins the queue, finds the
 //!   leader, asks again when another one takes over, and cleans up when the client goes away;
 //! - [`peer_service`]: the way from one to the other;
+//! - [`rules`]: what an operator may choose, and the leases that the server makes;
 //! - [`election`]: what the Election service has beyond queueing.
 
 pub mod client;
 pub mod election;
 pub mod peer_service;
+pub mod rules;
 pub mod server;
+
+use std::sync::Arc;
+
+use crate::node::Node;
+use rules::{Rules, ServerLeases};
+
+/// What the services for locks and elections work with. Clones share everything.
+#[derive(Clone)]
+pub struct Queues {
+    pub node: Arc<Node>,
+    pub rules: Rules,
+    pub server_leases: Arc<ServerLeases>,
+}
+
+impl Queues {
+    pub fn new(node: Arc<Node>, rules: Rules) -> Queues {
+        Queues { node, rules, server_leases: Arc::default() }
+    }
+}

@@ -39,6 +39,8 @@ pub(super) mod flag {
     pub const METRICS: &str = "metrics";
     pub const WARNING_APPLY_DURATION: &str = "warning-apply-duration";
     pub const WORKER_THREADS: &str = "holdfast-worker-threads";
+    pub const LEASE0: &str = "holdfast-lease0";
+    pub const UNLOCK: &str = "holdfast-unlock";
 }
 
 /// What etcd 3.5 calls a flag, where that begins with `experimental-`. The old name does as well.
@@ -162,6 +164,15 @@ pub struct ServerArgs {
     #[arg(long, value_name = "COUNT")]
     pub(super) holdfast_worker_threads: Option<String>,
 
+    /// How long a lease lives that the server made for a Lock without one: 'etcd' (60 s, whatever
+    /// the caller does) or 'connection' (as long as the caller's connection) [default: etcd]
+    #[arg(long, value_name = "RULE")]
+    pub(super) holdfast_lease0: Option<String>,
+
+    /// What Unlock deletes: 'strict' (a lock's key only) or 'etcd' (any key) [default: strict]
+    #[arg(long, value_name = "RULE")]
+    pub(super) holdfast_unlock: Option<String>,
+
     #[command(flatten)]
     pub(super) etcd_flags: EtcdFlags,
 }
@@ -202,7 +213,7 @@ impl ServerArgs {
         Ok(variables.into_keys().collect())
     }
 
-    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 26] {
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 28] {
         [
             (flag::NAME, &mut self.name),
             (flag::DATA_DIR, &mut self.data_dir),
@@ -230,6 +241,8 @@ impl ServerArgs {
             (flag::METRICS, &mut self.metrics),
             (flag::WARNING_APPLY_DURATION, &mut self.warning_apply_duration),
             (flag::WORKER_THREADS, &mut self.holdfast_worker_threads),
+            (flag::LEASE0, &mut self.holdfast_lease0),
+            (flag::UNLOCK, &mut self.holdfast_unlock),
         ]
     }
 }

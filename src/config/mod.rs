@@ -25,6 +25,7 @@ pub use cluster::{cluster_id, member_id};
 pub use error::ConfigError;
 pub use urls::{ListenUrl, UrlError};
 
+use crate::concurrency::rules::Rules;
 use crate::node::AutoCompaction;
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::types::{ClusterId, MemberId};
@@ -79,6 +80,7 @@ pub struct Config {
     pub metrics: MetricsKind,
     /// An entry that takes this long to apply is worth a warning.
     pub slow_apply: Duration,
+    pub lock_rules: Rules,
     /// What the operator should know, to be logged once there is a log.
     pub warnings: Vec<String>,
 }
@@ -356,6 +358,10 @@ impl ServerArgs {
                 self.warning_apply_duration,
                 "100ms",
             )?,
+            lock_rules: Rules {
+                lease0: choice(flag::LEASE0, self.holdfast_lease0, "etcd, connection")?,
+                unlock: choice(flag::UNLOCK, self.holdfast_unlock, "strict, etcd")?,
+            },
             warnings,
         })
     }

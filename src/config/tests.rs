@@ -7,6 +7,7 @@ use clap::{CommandFactory, Parser};
 
 use super::args::variable;
 use super::*;
+use crate::concurrency::rules::{Lease0, UnlockRule};
 
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", args_conflicts_with_subcommands = true)]
@@ -75,6 +76,7 @@ fn without_flags_a_single_member_listens_on_this_machine() {
             keepalive_timeout: Duration::from_secs(20),
             metrics: MetricsKind::Basic,
             slow_apply: Duration::from_millis(100),
+            lock_rules: Rules::default(),
             warnings: vec![],
         }
     );
@@ -114,6 +116,8 @@ fn every_flag_reaches_its_setting() {
         "--grpc-keepalive-timeout=7s",
         "--metrics=extensive",
         "--warning-apply-duration=1s",
+        "--holdfast-lease0=connection",
+        "--holdfast-unlock=etcd",
     ]);
     assert_eq!(config.name, "b");
     assert_eq!(config.data_dir, PathBuf::from("/var/lib/holdfast"));
@@ -140,6 +144,8 @@ fn every_flag_reaches_its_setting() {
     assert_eq!(config.keepalive_timeout, Duration::from_secs(7));
     assert_eq!(config.metrics, MetricsKind::Extensive);
     assert_eq!(config.slow_apply, Duration::from_secs(1));
+    let rules = Rules { lease0: Lease0::Connection, unlock: UnlockRule::Etcd };
+    assert_eq!(config.lock_rules, rules);
     assert_eq!(config.initial_member_ids()[1], config.member_id());
 }
 

@@ -7,13 +7,14 @@ use bytes::Bytes;
 
 use super::lease::{self, Lease};
 use super::mvcc::Writer;
-use super::queue::{self, Place, Queues};
+use super::queue::{Place, Queues};
+use super::queueing;
 use super::state::PublishedMember;
 use super::txn::{self, Path};
 use super::{
-    Command, DeleteRange, DeleteReply, Effect, Enqueue, Enqueued, Entry, Event, ExpiredLease,
-    Fault, LeaseTable, Machine, Outcome, Position, Put, PutReply, Record, Rejection, Reply, Txn,
-    TxnOp, TxnOpReply, TxnReply, codec, schema,
+    Command, DeleteRange, DeleteReply, Effect, Entry, Event, ExpiredLease, Fault, Fenced,
+    FencedWrite, LeaseTable, Machine, Outcome, Position, Put, PutReply, Record, Rejection, Reply,
+    Txn, TxnOp, TxnOpReply, TxnReply, codec, schema,
 };
 use crate::storage::Batch;
 use crate::types::{LeaseId, MemberId, Timestamp};
@@ -61,10 +62,10 @@ impl Machine {
 /// The machine while one entry is applied to it. All changes of an entry share one main revision,
 /// also when the entry ends several leases: each lease's keys are then deleted in that one revision,
 /// all in key order.
-struct Edit<'m> {
-    writer: Writer<'m>,
-    leases: &'m mut LeaseTable,
-    queues: &'m mut Queues,
+pub(super) struct Edit<'m> {
+    pub(super) writer: Writer<'m>,
+    pub(super) leases: &'m mut LeaseTable,
+    pub(super) queues: &'m mut Queues,
     members: &'m mut BTreeMap<MemberId, PublishedMember>,
     now: Timestamp,
     index: u64,
@@ -78,13 +79,10 @@ struct Edit<'m> {
 impl Edit<'_> {
     fn run(&mut self, command: &Command) -> Result<Reply, Rejection> {
         match command {
-            Command::Put(put) => {
-                txn::check_lease(self.leases, put)?;
-                txn::check_present(self.writer.snapshot(), put)?;
-                Ok(Reply::Put(self.put(put)))
-            }
+            Command::Put(put) => self.checked_put(put),
             Command::DeleteRange(delete) => Ok(Reply::DeleteRange(self.delete_range(delete))),
             Command::Txn(txn) => self.txn(txn).map(Reply::Txn),
+            Command::Fenced(fenced) => self.fenced(fenced),
             Command::LeaseGrant { id, ttl_seconds } => self.grant(*id, *ttl_seconds),
             Command::LeaseRevoke { id } => {
                 if !self.leases.contains(*id) {
@@ -100,15 +98,9 @@ impl Edit<'_> {
             // passed has passed for every leader, and a renewal elsewhere shows in its index.
             Command::LeaseExpire { term: _, leases } => Ok(self.expire(leases)),
             Command::Enqueue(enqueue) => self.enqueue(enqueue),
-            Command::Leave { key, create_revision } => {
-                let present = self.writer.get(key);
-                Ok(self.leave(present.filter(|it| it.create_revision == *create_revision)))
-            }
-            Command::Unlock { key } => {
-                let named = queue::split(key).map(|(_, lease)| lease);
-                let present = self.writer.get(key);
-                Ok(self.leave(present.filter(|record| Some(record.lease) == named)))
-            }
+            Command::Leave { key, create_revision } => Ok(self.leave(key, *create_revision)),
+            Command::Unlock { key } => Ok(self.unlock(key)),
+            Command::Proclaim(proclaim) => self.proclaim(proclaim),
             Command::PublishMember { id, name, client_urls } => {
                 let member =
                     PublishedMember { name: name.clone(), client_urls: client_urls.clone() };
@@ -118,6 +110,24 @@ impl Edit<'_> {
             }
             Command::Tick => Ok(Reply::Done),
             Command::Compact { .. } => unreachable!("compaction is no edit"),
+        }
+    }
+
+    fn checked_put(&mut self, put: &Put) -> Result<Reply, Rejection> {
+        txn::check_lease(self.leases, put)?;
+        txn::check_present(self.writer.snapshot(), put)?;
+        Ok(Reply::Put(self.put(put)))
+    }
+
+    /// The fences are looked at before the write and see nothing of it.
+    fn fenced(&mut self, fenced: &Fenced) -> Result<Reply, Rejection> {
+        if let Some(stale) = fenced.fences.iter().find(|fence| !self.holds(fence)) {
+            return Err(Rejection::StaleFence { token: stale.token });
+        }
+        match &fenced.write {
+            FencedWrite::Put(put) => self.checked_put(put),
+            FencedWrite::DeleteRange(delete) => Ok(Reply::DeleteRange(self.delete_range(delete))),
+            FencedWrite::Txn(txn) => self.txn(txn).map(Reply::Txn),
         }
     }
 
@@ -232,37 +242,8 @@ impl Edit<'_> {
         ended
     }
 
-    fn enqueue(&mut self, enqueue: &Enqueue) -> Result<Reply, Rejection> {
-        let Enqueue { name, lease, value, rewrite } = enqueue;
-        if !self.leases.contains(*lease) {
-            return Err(Rejection::LeaseNotFound(*lease));
-        }
-        let key = queue::key_of(name, *lease);
-        let present = self.writer.get(&key);
-        let created = present.is_none();
-        let record = match present {
-            Some(record) if *rewrite && record.value != value => {
-                self.write(&key, value.clone(), *lease, Some(record))
-            }
-            Some(record) => record,
-            None => self.write(&key, value.clone(), *lease, None),
-        };
-        let first = self.queues.first(name).is_some_and(|(_, first)| *first == key);
-        let create_revision = record.create_revision;
-        Ok(Reply::Enqueued(Enqueued { key, create_revision, created, first }))
-    }
-
-    /// Deletes the pair, if it is the one to go.
-    fn leave(&mut self, record: Option<Arc<Record>>) -> Reply {
-        let found = record.is_some();
-        if let Some(record) = record {
-            self.delete(record);
-        }
-        Reply::Left(found)
-    }
-
     /// Writes a pair whose lease exists, and keeps attachments and queues in step.
-    fn write(
+    pub(super) fn write(
         &mut self,
         key: &Bytes,
         value: Bytes,
@@ -286,7 +267,7 @@ impl Edit<'_> {
     }
 
     /// Deletes a pair that is there, and keeps attachments and queues in step.
-    fn delete(&mut self, record: Arc<Record>) {
+    pub(super) fn delete(&mut self, record: Arc<Record>) {
         self.leases.detach(record.lease, &record.key);
         if let Some((name, first)) = self.queues.remove(&record.key, record.create_revision) {
             self.left.push((record.create_revision, record.key.clone()));
@@ -307,8 +288,7 @@ impl Edit<'_> {
             }
             if let Some((create_revision, key)) = self.queues.first(&name).cloned() {
                 let record = self.writer.get(&key).expect("a queued key is there");
-                let named = queue::split(&key).map(|(_, lease)| lease);
-                let lease_alive = Some(record.lease) == named && self.leases.contains(record.lease);
+                let lease_alive = queueing::is_attached(&record);
                 self.effects.push(Effect::QueueHead { key, create_revision, lease_alive });
             }
         }

@@ -101,6 +101,10 @@ pub enum Command {
         name: String,
         client_urls: Vec<String>,
     },
+    /// Gives the key of an election's leader another value: only while it leads.
+    Proclaim(Proclaim),
+    /// A write that happens only while locks are held.
+    Fenced(Fenced),
 }
 
 /// A lease the leader found out of time.
@@ -122,6 +126,36 @@ pub struct Enqueue {
     /// Whether a key that is there already takes the new value when it differs: a campaign does, a
     /// lock does not.
     pub rewrite: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proclaim {
+    pub key: Bytes,
+    pub create_revision: i64,
+    pub value: Bytes,
+    /// As whose key the caller speaks; [`LeaseId::NONE`] when it does not say.
+    pub lease: LeaseId,
+}
+
+/// Refused unless every fence holds, in the same step as the write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    pub fences: Vec<Fence>,
+    pub write: FencedWrite,
+}
+
+/// Holds while `token` is the create revision of the key that owns lock `name`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    pub name: Bytes,
+    pub token: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FencedWrite {
+    Put(Put),
+    DeleteRange(DeleteRange),
+    Txn(Txn),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ mod codec;
 mod lease;
 mod mvcc;
 mod queue;
+mod queueing;
 pub mod schema;
 mod snapshot;
 mod state;

@@ -62,6 +62,8 @@ pub enum Reply {
     Enqueued(Enqueued),
     /// Whether a key was deleted by `Leave` or `Unlock`.
     Left(bool),
+    /// Whether the key leads, and has the value now.
+    Proclaimed(bool),
     /// For commands that have nothing to say.
     Done,
 }
@@ -116,6 +118,8 @@ pub struct Enqueued {
     pub created: bool,
     /// Whether the key is first in its queue.
     pub first: bool,
+    /// As granted.
+    pub lease_ttl_seconds: i64,
 }
 
 /// What the members' own services learn from an entry, beside the events.
@@ -158,6 +162,12 @@ pub enum Rejection {
     LeaseNotFound(LeaseId),
     #[error("lease {0} already exists")]
     LeaseExists(LeaseId),
+    /// The key of a queue is there, but does not end with the lease that its name says.
+    #[error("the queue key of lease {0} is not attached to it")]
+    Detached(LeaseId),
+    /// A fenced write by one who does not hold the lock, or no longer.
+    #[error("token {token} does not hold the lock")]
+    StaleFence { token: i64 },
 }
 
 /// Why this member cannot go on: its state is not what the log says it must be.

@@ -283,7 +283,7 @@ fn random_txn(random: &mut Random, depth: usize) -> Txn {
 }
 
 pub fn random_command(random: &mut Random) -> Command {
-    match random.below(40) {
+    match random.below(46) {
         0..12 => Command::Put(random_put(random)),
         12..16 => Command::DeleteRange(DeleteRange {
             range: random_range(random),
@@ -316,6 +316,22 @@ pub fn random_command(random: &mut Random) -> Command {
             Command::Leave { key: random_key(random), create_revision: random.below(60) as i64 }
         }
         38 => Command::Unlock { key: random_key(random) },
+        40 | 41 => Command::Proclaim(Proclaim {
+            key: random_key(random),
+            create_revision: random.below(60) as i64,
+            value: random_value(random),
+            lease: if random.one_in(2) { LeaseId::NONE } else { random_lease(random) },
+        }),
+        42..46 => Command::Fenced(Fenced {
+            fences: (0..random.below(3))
+                .map(|_| Fence { name: key(random.pick(&["n", "n/x", ""])), token: 2 })
+                .collect(),
+            write: match random.below(3) {
+                0 => FencedWrite::Put(random_put(random)),
+                1 => FencedWrite::DeleteRange(delete(random_range(random))),
+                _ => FencedWrite::Txn(random_txn(random, 1)),
+            },
+        }),
         _ => Command::PublishMember {
             id: MemberId(random.below(3)),
             name: "m".repeat(random.below(3) as usize),

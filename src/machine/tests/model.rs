@@ -372,6 +372,9 @@ impl Model {
                 let name = std::str::from_utf8(&enqueue.name).unwrap();
                 let key = Bytes::from(format!("{name}/{}", enqueue.lease.to_hex()));
                 let present = work.pairs.get(&key).cloned();
+                if present.as_ref().is_some_and(|it| it.lease != enqueue.lease) {
+                    return Err(Rejection::Detached(enqueue.lease));
+                }
                 let differs = present.as_ref().is_some_and(|it| it.value != enqueue.value);
                 if present.is_none() || enqueue.rewrite && differs {
                     work.put(&Put {
@@ -385,6 +388,7 @@ impl Model {
                     create_revision: work.pairs[&key].create_revision,
                     created: present.is_none(),
                     first: head(&work.pairs, &enqueue.name).unwrap().key == key,
+                    lease_ttl_seconds: self.leases[&enqueue.lease.0].ttl_seconds,
                     key,
                 })
             }
@@ -399,6 +403,46 @@ impl Model {
                 let found = work.pairs.get(key).is_some_and(|it| Some(it.lease.0) == named);
                 found.then(|| work.delete(key));
                 Reply::Left(found)
+            }
+            Command::Proclaim(proclaim) => {
+                let present = work.pairs.get(&proclaim.key).cloned();
+                let leads = present.as_ref().is_some_and(|it| {
+                    it.create_revision == proclaim.create_revision
+                        && queue_name(&it.key).is_some_and(|(name, _)| {
+                            head(&work.pairs, &name).as_ref() == present.as_ref()
+                        })
+                });
+                if !leads {
+                    return Ok(Reply::Proclaimed(false));
+                }
+                self.lease_exists(Some(proclaim.lease).filter(|id| !id.is_none()))?;
+                let (present, named) = (present.unwrap(), queue_name(&proclaim.key).unwrap().1);
+                let given = proclaim.lease.is_none() || proclaim.lease == present.lease;
+                let proclaimed = given && present.lease.0 == named;
+                if proclaimed {
+                    work.put(&Put {
+                        key: proclaim.key.clone(),
+                        value: Some(proclaim.value.clone()),
+                        lease: None,
+                        prev_kv: false,
+                    });
+                }
+                Reply::Proclaimed(proclaimed)
+            }
+            Command::Fenced(Fenced { fences, write }) => {
+                for Fence { name, token } in fences {
+                    let owner = head(&work.pairs, name)
+                        .filter(|it| queue_name(&it.key).unwrap().1 == it.lease.0);
+                    if owner.is_none_or(|owner| owner.create_revision != *token) {
+                        return Err(Rejection::StaleFence { token: *token });
+                    }
+                }
+                let command = match write.clone() {
+                    FencedWrite::Put(put) => Command::Put(put),
+                    FencedWrite::DeleteRange(delete) => Command::DeleteRange(delete),
+                    FencedWrite::Txn(txn) => Command::Txn(txn),
+                };
+                return self.command(work, &command);
             }
         })
     }
@@ -516,6 +560,15 @@ pub fn sharpen(random: &mut Random, command: &mut Command, machine: &Machine) {
     match command {
         Command::Leave { key, create_revision } if random.one_in(2) => {
             *create_revision = present(key).map_or(0, |it| it.create_revision);
+        }
+        Command::Proclaim(proclaim) if random.one_in(2) => {
+            proclaim.create_revision = present(&proclaim.key).map_or(0, |it| it.create_revision);
+        }
+        Command::Fenced(fenced) => {
+            for fence in fenced.fences.iter_mut().filter(|_| !random.one_in(3)) {
+                fence.token =
+                    machine.queue_head(&fence.name).map_or(0, |owner| owner.create_revision);
+            }
         }
         Command::LeaseExpire { leases, .. } => {
             for expired in leases.iter_mut().filter(|_| random.one_in(2)) {

@@ -446,7 +446,8 @@ fn enqueue(name: &str, lease: i64, value: &str, rewrite: bool) -> Command {
 
 fn enqueued(reply: Reply) -> (String, i64, bool, bool) {
     match reply {
-        Reply::Enqueued(Enqueued { key, create_revision, created, first }) => {
+        Reply::Enqueued(Enqueued { key, create_revision, created, first, lease_ttl_seconds }) => {
+            assert_eq!(lease_ttl_seconds, 60);
             (String::from_utf8(key.to_vec()).unwrap(), create_revision, created, first)
         }
         other => panic!("{other:?}"),
@@ -531,6 +532,87 @@ fn unlock_deletes_only_a_key_that_holds_its_own_lease() {
     }
     member.ok(Command::Put(put_on("n/2", "", 2)));
     assert_eq!(member.ok(Command::Unlock { key: key("n/2") }), Reply::Left(true));
+}
+
+#[test]
+fn a_queue_key_without_its_lease_is_nobodys_place() {
+    let mut member = Member::new();
+    member.ok(grant(1, 60));
+    member.ok(grant(2, 60));
+    member.ok(enqueue("n", 1, "", false));
+    member.ok(put_command("n/1", "an application's"));
+    for rewrite in [false, true] {
+        let refused = member.rejected(enqueue("n", 1, "mine", rewrite));
+        assert_eq!(refused, Rejection::Detached(LeaseId(1)));
+    }
+    // Another lease's is not its own either, and it holds the next one up.
+    member.ok(Command::Put(put_on("n/1", "", 2)));
+    assert_eq!(member.rejected(enqueue("n", 1, "", false)), Rejection::Detached(LeaseId(1)));
+    assert_eq!(enqueued(member.ok(enqueue("n", 2, "", false))), ("n/2".into(), 5, true, false));
+}
+
+#[test]
+fn only_the_leader_proclaims() {
+    let mut member = Member::new();
+    for id in [1, 2] {
+        member.ok(grant(id, 60));
+        member.ok(enqueue("n", id, "first", false));
+    }
+    let proclaim = |name: &str, create_revision, lease| {
+        let (key, value) = (key(name), key("said"));
+        Command::Proclaim(Proclaim { key, create_revision, value, lease: LeaseId(lease) })
+    };
+    for (name, revision, lease) in [("n/2", 3, 2), ("n/1", 3, 1), ("n/1", 2, 2), ("x", 0, 0)] {
+        let reply = member.ok(proclaim(name, revision, lease));
+        assert_eq!(reply, Reply::Proclaimed(false), "{name}@{revision} lease {lease}");
+    }
+    assert_eq!(member.rejected(proclaim("n/1", 2, 9)), Rejection::LeaseNotFound(LeaseId(9)));
+    assert_eq!(member.pairs(), "n/1=first n/2=first");
+    for lease in [0, 1] {
+        assert_eq!(member.ok(proclaim("n/1", 2, lease)), Reply::Proclaimed(true));
+    }
+    assert_eq!(member.pairs(), "n/1=said n/2=first");
+    assert_eq!(member.machine.queue_head(b"n").unwrap().lease, LeaseId(1));
+    // Without its lease the key is first and leads nobody.
+    member.ok(put_command("n/1", "an application's"));
+    assert_eq!(member.ok(proclaim("n/1", 2, 0)), Reply::Proclaimed(false));
+    member.ok(Command::Leave { key: key("n/1"), create_revision: 2 });
+    assert_eq!(member.ok(proclaim("n/2", 3, 2)), Reply::Proclaimed(true));
+}
+
+#[test]
+fn a_fenced_write_happens_only_while_all_its_locks_are_held() {
+    let mut member = Member::new();
+    for id in [1, 2] {
+        member.ok(grant(id, 60));
+        member.ok(enqueue("n", id, "", false));
+    }
+    member.ok(enqueue("a=b", 2, "", false));
+    let fence = |name: &str, token| Fence { name: key(name), token };
+    let fenced = |fences: &[Fence], write| Command::Fenced(Fenced { fences: fences.into(), write });
+    let write = || FencedWrite::Put(put("x", "1"));
+    let stale = |token| Rejection::StaleFence { token };
+
+    assert_eq!(member.apply(fenced(&[fence("n", 2)], write())).revision, 5);
+    assert_eq!(member.rejected(fenced(&[fence("n", 3)], write())), stale(3), "it waits");
+    assert_eq!(member.rejected(fenced(&[fence("m", 2)], write())), stale(2), "nobody has it");
+    let both = [fence("n", 2), fence("a=b", 4)];
+    assert_eq!(member.apply(fenced(&both, write())).revision, 6);
+    let one_of_two = [fence("a=b", 4), fence("n", 7)];
+    assert_eq!(member.rejected(fenced(&one_of_two, write())), stale(7));
+    // The check comes first, also when the write itself is to release the lock.
+    let release = FencedWrite::DeleteRange(delete(one("n/1")));
+    assert_eq!(member.apply(fenced(&[fence("n", 2)], release)).revision, 7);
+    let next = FencedWrite::Txn(txn(vec![], vec![TxnOp::Put(put("x", "2"))], vec![]));
+    assert_eq!(member.rejected(fenced(&[fence("n", 2)], next.clone())), stale(2));
+    assert_eq!(member.apply(fenced(&[fence("n", 3)], next)).revision, 8);
+    // A read is refused as well, and one that is not makes no revision.
+    let read = FencedWrite::Txn(txn(vec![], vec![TxnOp::Range(Range::all(one("x")))], vec![]));
+    assert_eq!(member.rejected(fenced(&[fence("n", 2)], read.clone())), stale(2));
+    assert_eq!(member.apply(fenced(&[fence("n", 3)], read)).revision, 8);
+    // A key that lost its lease owns nothing.
+    member.ok(put_command("n/2", ""));
+    assert_eq!(member.rejected(fenced(&[fence("n", 3)], write())), stale(3));
 }
 
 #[test]
