@@ -4,7 +4,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "etcd/mvccpb.proto",
     "etcd/authpb.proto",
     "etcd/header.proto",
@@ -17,6 +17,7 @@ const FILES: [&str; 12] = [
     "etcd/v3lockpb.proto",
     "etcd/v3electionpb.proto",
     "holdfast/peer.proto",
+    "holdfast/v1/locks.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -36,9 +36,13 @@ pub mod v3electionpb {
 }
 
 pub use holdfast::peer::v1 as peer;
+pub use holdfast::v1 as holdfastpb;
 
-/// Member to member.
+/// Our own: member to member, and what clients call beside etcd's services.
 pub mod holdfast {
+    pub mod v1 {
+        tonic::include_proto!("holdfast.v1");
+    }
     pub mod peer {
         pub mod v1 {
             tonic::include_proto!("holdfast.peer.v1");

@@ -43,7 +43,14 @@ const CONFINED: [Confined; 4] = [
         reason: "the engine is replaceable: use storage::Engine",
     },
     Confined {
-        words: &["etcdserverpb::", "mvccpb::", "authpb::", "v3lockpb::", "v3electionpb::"],
+        words: &[
+            "etcdserverpb::",
+            "mvccpb::",
+            "authpb::",
+            "v3lockpb::",
+            "v3electionpb::",
+            "holdfastpb::",
+        ],
         places: &["api/", "cli/", "server.rs", "pb.rs", "pb/"],
         reason: "the public protobuf types stop at api, which turns them into checked types",
     },

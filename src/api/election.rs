@@ -57,6 +57,7 @@ impl Election for ElectionService {
             value: request.value,
             rewrite: true,
             keep_while,
+            own: None,
         };
         let granted =
             client::enter(&self.queues, enter).await.map_err(|failure| match failure {

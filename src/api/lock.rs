@@ -43,6 +43,7 @@ impl Lock for LockService {
             value: Bytes::new(),
             rewrite: false,
             keep_while,
+            own: None,
         };
         let granted =
             client::enter(&self.queues, enter).await.map_err(|failure| match failure {
@@ -78,7 +79,8 @@ impl Lock for LockService {
 pub(super) fn entering(failure: EnterFailure) -> Status {
     match failure {
         EnterFailure::LeaseNotFound => status::unknown_lease(),
-        EnterFailure::Expired => Refusal::NotElected.into(),
+        // Only calls of our own API ask not to wait.
+        EnterFailure::Expired | EnterFailure::Busy => Refusal::NotElected.into(),
         EnterFailure::Failed(failure) => as_unknown(failure),
     }
 }

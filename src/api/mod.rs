@@ -1,4 +1,4 @@
-//! What clients see: etcd's gRPC services, and plain HTTP beside them on the same port.
+//! What clients see: etcd's gRPC services, our own, and plain HTTP beside them on the same port.
 //!
 //! Each service turns protobuf into checked commands ([`convert`]), asks the [`Node`], and turns the
 //! reply back. Protobuf types of the public API stop here, and so do gRPC codes and etcd's texts
@@ -18,6 +18,7 @@ pub mod http;
 pub mod kv;
 pub mod lease;
 pub mod lock;
+pub mod locks;
 pub mod maintenance;
 pub mod metrics;
 mod packed_events;
@@ -42,6 +43,7 @@ use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::pb::etcdserverpb::watch_server::WatchServer;
+use crate::pb::holdfastpb::locks_server::LocksServer;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 
@@ -121,6 +123,7 @@ fn services(api: &Api) -> Router {
         .add_service(gated!(WatchServer, watch_service(api)))
         .add_service(gated!(LockServer, lock::LockService::new(queues.clone())))
         .add_service(gated!(ElectionServer, election::ElectionService::new(queues.clone())))
+        .add_service(gated!(LocksServer, locks::LocksService::new(queues.clone())))
         .add_service(gated!(LeaseServer, lease::LeaseService::new(node.clone())))
         .add_service(gated!(ClusterServer, cluster::ClusterService::new(node.clone())))
         .add_service(gated!(MaintenanceServer, maintenance::MaintenanceService::new(node.clone())))

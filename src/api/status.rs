@@ -6,6 +6,8 @@
 
 use tonic::{Code, Status};
 
+use crate::concurrency::client::EnterFailure;
+use crate::concurrency::locks::WatchFailure;
 use crate::machine::Rejection;
 use crate::node::Failure;
 use crate::types::LeaseId;
@@ -140,6 +142,111 @@ impl From<Failure> for Status {
             Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
         };
         Status::new(code, text)
+    }
+}
+
+/// Why a call of our own services is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockRefusal {
+    EmptyName,
+    TextTooLong {
+        what: &'static str,
+        most: usize,
+    },
+    Ttl {
+        most: i64,
+    },
+    NoToken,
+    NoReason,
+    /// A Hold stream that does not begin with Open.
+    NotOpened,
+    /// Nobody holds the lock.
+    NotHeld,
+    /// The lock has another holder, or none.
+    StaleToken,
+    /// The key or the lease of a waiter is gone.
+    SessionEnded,
+    LeaseNotFound,
+    TooManyStreams(usize),
+    TooManyLocks(usize),
+    TooManyRequests,
+    NoLeader,
+    TimedOut,
+    OutcomeUnknown,
+    Stopping,
+    Internal,
+}
+
+impl From<LockRefusal> for Status {
+    fn from(refusal: LockRefusal) -> Status {
+        let (code, text) = match refusal {
+            LockRefusal::EmptyName => (Code::InvalidArgument, "the name is empty"),
+            LockRefusal::TextTooLong { what, most } => {
+                let text = format!("holdfast: {what} is longer than {most} bytes");
+                return Status::invalid_argument(text);
+            }
+            LockRefusal::Ttl { most } => {
+                let text = format!("holdfast: the TTL is not between 1 and {most} seconds");
+                return Status::invalid_argument(text);
+            }
+            LockRefusal::NoToken => (Code::InvalidArgument, "a token is a positive number"),
+            LockRefusal::NoReason => (Code::InvalidArgument, "a reason is required"),
+            LockRefusal::NotOpened => (Code::InvalidArgument, "the first message must be open"),
+            LockRefusal::NotHeld => (Code::NotFound, "nobody holds the lock"),
+            LockRefusal::StaleToken => (Code::FailedPrecondition, "stale token"),
+            LockRefusal::SessionEnded => (
+                Code::FailedPrecondition,
+                "the session ended: its key or its lease is gone, or the key is another's",
+            ),
+            LockRefusal::LeaseNotFound => (Code::NotFound, "lease not found"),
+            LockRefusal::TooManyStreams(most) => {
+                return Status::resource_exhausted(format!("holdfast: more than {most} streams"));
+            }
+            LockRefusal::TooManyLocks(most) => {
+                let text = format!("holdfast: more than {most} locks; watch a longer prefix");
+                return Status::resource_exhausted(text);
+            }
+            LockRefusal::TooManyRequests => (Code::ResourceExhausted, "too many requests"),
+            LockRefusal::NoLeader => (Code::Unavailable, "no leader"),
+            LockRefusal::TimedOut => (Code::DeadlineExceeded, "timed out"),
+            LockRefusal::OutcomeUnknown => (Code::Unavailable, "the outcome is not known"),
+            LockRefusal::Stopping => (Code::Unavailable, "the member stops"),
+            LockRefusal::Internal => (Code::Internal, "unexpected refusal"),
+        };
+        Status::new(code, format!("holdfast: {text}"))
+    }
+}
+
+/// `failure` as our own services say it.
+pub fn of_own(failure: Failure) -> Status {
+    Status::from(match failure {
+        Failure::Rejected(Rejection::LeaseNotFound(_)) => LockRefusal::LeaseNotFound,
+        Failure::Rejected(Rejection::Detached(_)) => LockRefusal::SessionEnded,
+        Failure::Rejected(_) => LockRefusal::Internal,
+        Failure::NoLeader => LockRefusal::NoLeader,
+        Failure::TimedOut => LockRefusal::TimedOut,
+        Failure::Unknown => LockRefusal::OutcomeUnknown,
+        Failure::Stopping => LockRefusal::Stopping,
+        Failure::TooManyRequests => LockRefusal::TooManyRequests,
+    })
+}
+
+/// How taking a lock failed.
+pub fn of_lock(failure: EnterFailure) -> Status {
+    match failure {
+        EnterFailure::LeaseNotFound => LockRefusal::LeaseNotFound.into(),
+        EnterFailure::Expired => LockRefusal::SessionEnded.into(),
+        // Told as an answer wherever a call may be refused so.
+        EnterFailure::Busy => LockRefusal::Internal.into(),
+        EnterFailure::Failed(failure) => of_own(failure),
+    }
+}
+
+/// How watching locks failed.
+pub fn of_lock_watch(failure: WatchFailure) -> Status {
+    match failure {
+        WatchFailure::TooManyLocks(most) => LockRefusal::TooManyLocks(most).into(),
+        WatchFailure::Failed(failure) => of_own(failure),
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::Queues;
 use super::rules::{ServerLeases, UnlockRule};
 use super::server::{self, Place, Turn};
-use crate::machine::{Command, DeleteRange, Enqueue, Proclaim, Rejection, Reply};
+use crate::machine::{Command, DeleteRange, Enqueue, Join, Proclaim, Rejection, Reply};
 use crate::node::{Failure, Node, told};
 use crate::raft::frame;
 use crate::types::{KeyRange, LeaseId};
@@ -38,7 +38,7 @@ const UNDO_PATIENCE: Duration = Duration::from_secs(60);
 pub type ConnectionLife = tokio::sync::watch::Receiver<()>;
 
 /// What a client asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Request {
     pub name: Bytes,
     /// [`LeaseId::NONE`] lets the server make one.
@@ -48,6 +48,32 @@ pub struct Request {
     pub rewrite: bool,
     /// A lease that the server made is renewed as long as this lasts, if it is set.
     pub keep_while: Option<ConnectionLife>,
+    /// Set for a call of our own API.
+    pub own: Option<Own>,
+}
+
+/// What our own API knows of a call beyond what etcd's does.
+#[derive(Debug)]
+pub struct Own {
+    pub owner: String,
+    /// The client's address.
+    pub client: String,
+    /// Of a lease that the server makes.
+    pub ttl_seconds: i64,
+    /// Takes the lock at once or not at all.
+    pub only_if_free: bool,
+    /// Renews a lease that the client gave, too, as long as the call waits.
+    pub renew: bool,
+    /// Told once the call has to wait.
+    pub joined: Option<oneshot::Sender<Joined>>,
+}
+
+/// The place of a call that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    pub create_revision: i64,
+    pub lease: LeaseId,
+    pub lease_ttl_seconds: i64,
 }
 
 /// A key that is first in its queue.
@@ -59,6 +85,8 @@ pub struct Granted {
     pub create_revision: i64,
     /// A revision at which it is the first.
     pub revision: i64,
+    /// Whether others stood before it.
+    pub waited: bool,
     /// Of the lease, as granted.
     pub lease_ttl_seconds: i64,
 }
@@ -68,6 +96,8 @@ pub enum EnterFailure {
     LeaseNotFound,
     /// The key or its lease went away while the call waited.
     Expired,
+    /// The call was not to wait, and would have to.
+    Busy,
     Failed(Failure),
 }
 
@@ -126,21 +156,46 @@ impl Task {
         request: Request,
         answer: &mut AnswerSender,
     ) -> Option<Result<Granted, EnterFailure>> {
-        let lease = match self.lease(request.lease).await {
+        let Request { name, lease, value, rewrite, own, .. } = request;
+        let counts = own.is_none();
+        let ttl_seconds = own.as_ref().map_or(SESSION_TTL_SECONDS, |own| own.ttl_seconds);
+        let lease = match self.lease(lease, ttl_seconds, counts).await {
             Ok(lease) => lease,
             Err(failure) => return Some(Err(EnterFailure::Failed(failure))),
         };
-        let enqueue =
-            Enqueue { name: request.name, lease, value: request.value, rewrite: request.rewrite };
-        let (place, lease_ttl_seconds, at_once) = match self.enqueue(enqueue).await {
+        let enqueue = Enqueue { name, lease, value, rewrite };
+        let command = match &own {
+            None => Command::Enqueue(enqueue),
+            Some(own) => Command::Join(Join {
+                enqueue,
+                owner: own.owner.clone(),
+                client: own.client.clone(),
+                session: self.session.is_some(),
+                only_if_free: own.only_if_free,
+            }),
+        };
+        let (place, lease_ttl_seconds, at_once) = match self.enqueue(command).await {
             Ok(queued) => queued,
             Err(failure) => return Some(Err(failure)),
         };
+        let mut renewed = self.session;
+        if let Some(own) = own.filter(|_| at_once.is_none()) {
+            if own.only_if_free {
+                return Some(Err(EnterFailure::Busy));
+            }
+            renewed = renewed.or(own.renew.then_some(lease));
+            if let Some(joined) = own.joined {
+                let create_revision = place.create_revision;
+                // Whoever wanted to know may be gone.
+                let _ = joined.send(Joined { create_revision, lease, lease_ttl_seconds });
+            }
+        }
+        let renewed = renewed.map(|lease| (lease, lease_ttl_seconds));
         let revision = match at_once {
             Some(revision) => revision,
             None => {
                 let turn = tokio::select! {
-                    turn = self.wait(&place) => turn,
+                    turn = self.wait(&place, renewed) => turn,
                     () = answer.closed() => return None,
                 };
                 match turn {
@@ -158,22 +213,31 @@ impl Task {
             lease,
             create_revision: place.create_revision,
             revision,
+            waited: at_once.is_none(),
             lease_ttl_seconds,
         }))
     }
 
     /// The client's lease, or a new one.
-    async fn lease(&mut self, given: LeaseId) -> Result<LeaseId, Failure> {
+    async fn lease(
+        &mut self,
+        given: LeaseId,
+        ttl_seconds: i64,
+        counts: bool,
+    ) -> Result<LeaseId, Failure> {
         if !given.is_none() {
             return Ok(given);
         }
         loop {
             let id = self.node.new_lease_id();
-            let grant = Command::LeaseGrant { id, ttl_seconds: SESSION_TTL_SECONDS };
+            let ttl_seconds = ttl_seconds.max(self.node.limits().min_lease_ttl_seconds);
+            let grant = Command::LeaseGrant { id, ttl_seconds };
             match self.node.propose(grant).await {
                 Ok(_) => {
                     self.session = Some(id);
-                    self.server_leases.count(self.node.clock().as_ref());
+                    if counts {
+                        self.server_leases.count(self.node.clock().as_ref());
+                    }
                     return Ok(id);
                 }
                 Err(Failure::Rejected(Rejection::LeaseExists(_))) => {}
@@ -188,11 +252,10 @@ impl Task {
     /// Waits however long it takes, client or no client: only then is it known what was made.
     async fn enqueue(
         &mut self,
-        enqueue: Enqueue,
+        command: Command,
     ) -> Result<(Place, i64, Option<i64>), EnterFailure> {
         loop {
-            let applied = match self.node.propose_patiently(Command::Enqueue(enqueue.clone())).await
-            {
+            let applied = match self.node.propose_patiently(command.clone()).await {
                 Ok(applied) => applied,
                 Err(Failure::Rejected(Rejection::LeaseNotFound(_))) => {
                     return Err(EnterFailure::LeaseNotFound);
@@ -206,8 +269,10 @@ impl Task {
                 Err(Failure::Unknown) => continue,
                 Err(failure) => return Err(EnterFailure::Failed(failure)),
             };
-            let Reply::Enqueued(queued) = applied.reply else {
-                unreachable!("an enqueue was answered with {:?}", applied.reply)
+            let queued = match applied.reply {
+                Reply::Enqueued(queued) => queued,
+                Reply::Busy => return Err(EnterFailure::Busy),
+                other => unreachable!("an enqueue was answered with {other:?}"),
             };
             let place = Place {
                 key: queued.key,
@@ -222,12 +287,16 @@ impl Task {
         }
     }
 
-    /// Waits for the turn of `place`, on whoever leads. Returns a revision at which it is the
+    /// Waits for the turn of `place`, on whoever leads, and renews a lease meanwhile. Returns a revision at which it is the
     /// first.
-    async fn wait(&self, place: &Place) -> Result<i64, EnterFailure> {
+    async fn wait(
+        &self,
+        place: &Place,
+        renewed: Option<(LeaseId, i64)>,
+    ) -> Result<i64, EnterFailure> {
         let renewing = async {
-            match self.session {
-                Some(lease) => keep_alive(&self.node, lease).await,
+            match renewed {
+                Some((lease, ttl_seconds)) => keep_alive(&self.node, lease, ttl_seconds).await,
                 None => std::future::pending().await,
             }
         };
@@ -305,9 +374,10 @@ impl Task {
 }
 
 /// Renews the lease of a waiting call: its time shall begin with the grant.
-async fn keep_alive<T>(node: &Node, lease: LeaseId) -> T {
+async fn keep_alive<T>(node: &Node, lease: LeaseId, ttl_seconds: i64) -> T {
+    let interval = Duration::from_secs(ttl_seconds.unsigned_abs().max(1)) / 3;
     loop {
-        tokio::time::sleep(RENEW_INTERVAL).await;
+        tokio::time::sleep(interval).await;
         if let Err(failure) = node.lease_renew(lease).await {
             tracing::debug!(%failure, "lease of a waiting call not renewed");
         }

@@ -12,13 +12,13 @@ use crate::types::{KeyRange, LeaseId};
 use crate::watch::{Delivery, WatchSpec, WatchStream};
 
 /// Whether `key` stands in the queue of `name`: a direct child that ends in a lease id.
-fn in_queue(name: &[u8], key: &[u8]) -> bool {
+pub(super) fn in_queue(name: &[u8], key: &[u8]) -> bool {
     key.strip_prefix(name)
         .and_then(|rest| rest.strip_prefix(b"/"))
         .is_some_and(|hex| LeaseId::from_hex(hex).is_some())
 }
 
-fn children(name: &[u8]) -> KeyRange {
+pub(super) fn children(name: &[u8]) -> KeyRange {
     let mut prefix = name.to_vec();
     prefix.push(b'/');
     KeyRange::prefix(&prefix)

@@ -9,11 +9,15 @@
 //! - [`client`]: the call on the member that the client asked, which joins the queue, finds the
 //!   leader, asks again when another one takes over, and cleans up when the client goes away;
 //! - [`peer_service`]: the way from one to the other;
+//! - [`locks`]: plain locks as our own API shows them, and what it does to them;
+//! - [`hold`]: a session, a lock and an alarm in one stream;
 //! - [`rules`]: what an operator may choose, and the leases that the server makes;
 //! - [`election`]: what the Election service has beyond queueing.
 
 pub mod client;
 pub mod election;
+pub mod hold;
+pub mod locks;
 pub mod peer_service;
 pub mod rules;
 pub mod server;

@@ -47,7 +47,7 @@ pub async fn wait(node: &Node, place: &Place) -> Turn {
     let mut roles = node.watch_role();
     let mut stopping = node.stopping();
     loop {
-        match *waiter.news.borrow_and_update() {
+        match waiter.news.borrow_and_update().latest {
             WaitingFor::First { create_revision, revision, lease_alive }
                 if create_revision == mine =>
             {

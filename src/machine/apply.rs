@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::holds::Holds;
 use super::lease::{self, Lease};
 use super::mvcc::Writer;
 use super::queue::{Place, Queues};
@@ -39,6 +40,7 @@ impl Machine {
             writer: Writer::new(&self.history, &mut self.live, batch),
             leases: &mut self.leases,
             queues: &mut self.queues,
+            holds: &mut self.holds,
             members: &mut self.members,
             now: self.now,
             index: position.index,
@@ -66,10 +68,11 @@ pub(super) struct Edit<'m> {
     pub(super) writer: Writer<'m>,
     pub(super) leases: &'m mut LeaseTable,
     pub(super) queues: &'m mut Queues,
+    pub(super) holds: &'m mut Holds,
     members: &'m mut BTreeMap<MemberId, PublishedMember>,
-    now: Timestamp,
+    pub(super) now: Timestamp,
     index: u64,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
     /// The places in queues that the entry has emptied.
     left: Vec<Place>,
     /// For each queue that lost a key: which one was first before.
@@ -101,6 +104,10 @@ impl Edit<'_> {
             Command::Leave { key, create_revision } => Ok(self.leave(key, *create_revision)),
             Command::Unlock { key } => Ok(self.unlock(key)),
             Command::Proclaim(proclaim) => self.proclaim(proclaim),
+            Command::Join(join) => self.join(join),
+            Command::Release(release) => Ok(self.release(release)),
+            Command::AskRelease(ask) => Ok(self.ask_release(ask)),
+            Command::Told { key, create_revision } => Ok(self.told(key, *create_revision)),
             Command::PublishMember { id, name, client_urls } => {
                 let member =
                     PublishedMember { name: name.clone(), client_urls: client_urls.clone() };
@@ -223,7 +230,7 @@ impl Edit<'_> {
     }
 
     /// Ends leases that exist, with their keys; one named twice counts once. Returns how many ended.
-    fn end_leases(&mut self, ids: impl IntoIterator<Item = LeaseId>) -> usize {
+    pub(super) fn end_leases(&mut self, ids: impl IntoIterator<Item = LeaseId>) -> usize {
         let mut keys = Vec::new();
         let mut ended = 0;
         for id in ids {
@@ -272,6 +279,7 @@ impl Edit<'_> {
         if let Some((name, first)) = self.queues.remove(&record.key, record.create_revision) {
             self.left.push((record.create_revision, record.key.clone()));
             self.first_before.entry(name).or_insert(first);
+            self.holds.remove(&record.key, self.writer.batch());
         }
         self.writer.delete(record);
     }
@@ -289,6 +297,8 @@ impl Edit<'_> {
             if let Some((create_revision, key)) = self.queues.first(&name).cloned() {
                 let record = self.writer.get(&key).expect("a queued key is there");
                 let lease_alive = queueing::is_attached(&record);
+                let now = self.now;
+                self.holds.update(&key, self.writer.batch(), |label| label.granted_at = Some(now));
                 self.effects.push(Effect::QueueHead { key, create_revision, lease_alive });
             }
         }

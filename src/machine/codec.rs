@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::holds::{ForcedRelease, Label};
 use super::lease::Lease;
 use super::state::{Meta, PublishedMember};
 use super::{Entry, Fault, Record, Txn, schema};
@@ -150,6 +151,22 @@ pub(super) fn decode_member(bytes: &[u8]) -> Result<PublishedMember, Fault> {
     decode(bytes).map_err(|reason| corrupt("published member".into(), reason))
 }
 
+pub(super) fn encode_label(label: &Label) -> Vec<u8> {
+    encode(label, 64)
+}
+
+pub(super) fn decode_label(bytes: &[u8]) -> Result<Label, Fault> {
+    decode(bytes).map_err(|reason| corrupt("label of a queue key".into(), reason))
+}
+
+pub(super) fn encode_forced(forced: &ForcedRelease) -> Vec<u8> {
+    encode(forced, 128)
+}
+
+pub(super) fn decode_forced(bytes: &[u8]) -> Result<ForcedRelease, Fault> {
+    decode(bytes).map_err(|reason| corrupt("forced release".into(), reason))
+}
+
 pub(super) fn corrupt(what: String, reason: impl ToString) -> Fault {
     Fault::Corrupt { what, reason: reason.to_string() }
 }
@@ -216,6 +233,8 @@ mod tests {
             let _ = decode_lease(&schema::lease_key(LeaseId(1)), &bytes);
             let _ = decode_meta(&bytes);
             let _ = decode_member(&bytes);
+            let _ = decode_label(&bytes);
+            let _ = decode_forced(&bytes);
         }
         for _ in 0..50_000 {
             let length = random.below(64) as usize;

@@ -105,6 +105,16 @@ pub enum Command {
     Proclaim(Proclaim),
     /// A write that happens only while locks are held.
     Fenced(Fenced),
+    Join(Join),
+    /// Gives up the place with this token in the queue of a lock.
+    Release(Release),
+    /// Asks the holder of a lock to give it up.
+    AskRelease(AskRelease),
+    /// A stream of the holder has passed on what was asked.
+    Told {
+        key: Bytes,
+        create_revision: i64,
+    },
 }
 
 /// A lease the leader found out of time.
@@ -135,6 +145,42 @@ pub struct Proclaim {
     pub value: Bytes,
     /// As whose key the caller speaks; [`LeaseId::NONE`] when it does not say.
     pub lease: LeaseId,
+}
+
+/// [`Enqueue`] with what the client says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub enqueue: Enqueue,
+    pub owner: String,
+    pub client: String,
+    /// The lease was made for this place alone.
+    pub session: bool,
+    /// Joins an empty queue only.
+    pub only_if_free: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub name: Bytes,
+    /// The create revision of the key.
+    pub token: i64,
+    /// Set when somebody else than the holder does it.
+    pub forced: Option<Force>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Force {
+    pub by: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskRelease {
+    pub name: Bytes,
+    /// Zero: whoever holds it.
+    pub token: i64,
+    pub by: String,
+    pub reason: String,
 }
 
 /// Refused unless every fence holds, in the same step as the write.

@@ -16,6 +16,7 @@ mod outcome;
 
 mod apply;
 mod codec;
+mod holds;
 mod lease;
 mod mvcc;
 mod queue;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
 pub use command::*;
+pub use holds::{Asked, ForcedRelease, Label, QueueKey};
 pub use lease::{Lease, LeaseTable};
 pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, PAGE_BYTES, Page, Pages, PagesEnd, Store, View};
 pub use outcome::*;

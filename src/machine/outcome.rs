@@ -64,6 +64,11 @@ pub enum Reply {
     Left(bool),
     /// Whether the key leads, and has the value now.
     Proclaimed(bool),
+    /// A lock that was to be taken only if free is not.
+    Busy,
+    /// The key and create revision of the holder that was asked; `None` when nobody holds the lock
+    /// with the token.
+    Asked(Option<(Bytes, i64)>),
     /// For commands that have nothing to say.
     Done,
 }
@@ -140,6 +145,10 @@ pub enum Effect {
         key: Bytes,
         create_revision: i64,
         lease_alive: bool,
+    },
+    /// What is known beside the queue key `key` has changed.
+    LabelChanged {
+        key: Bytes,
     },
     /// `key` has left its queue.
     QueueLeft {

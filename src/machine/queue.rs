@@ -8,6 +8,7 @@
 //! The queues follow from the keys, so they are not stored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 
@@ -25,6 +26,26 @@ impl Queues {
     /// The first key of the queue.
     pub fn first(&self, name: &[u8]) -> Option<&Place> {
         self.by_name.get(name)?.first()
+    }
+
+    /// All places of the queue, in order.
+    pub fn places(&self, name: &[u8]) -> impl Iterator<Item = &Place> {
+        self.by_name.get(name).into_iter().flatten()
+    }
+
+    pub fn length(&self, name: &[u8]) -> usize {
+        self.by_name.get(name).map_or(0, BTreeSet::len)
+    }
+
+    /// The place with this create revision, the first of them where one transaction made several.
+    pub fn at(&self, name: &[u8], create_revision: i64) -> Option<&Place> {
+        let place = self.by_name.get(name)?.range((create_revision, Bytes::new())..).next()?;
+        (place.0 == create_revision).then_some(place)
+    }
+
+    /// Names of queues, in order.
+    pub fn names_from(&self, start: Bound<&[u8]>) -> impl Iterator<Item = &Bytes> {
+        self.by_name.range::<[u8], _>((start, Bound::Unbounded)).map(|(name, _)| name)
     }
 
     pub fn contains(&self, name: &[u8], place: &Place) -> bool {

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! 'a' ...               the raft layer's: applied log id and membership. The machine never touches it
+//! 'f' number (8)        a lock that was released by force
+//! 'h' key               what is known of a queue key beside the key itself
 //! 'l' lease id (8)      a lease, without its keys: those follow from the records
 //! 'm'                   revision, compacted revision, cluster time
 //! 'p' member id (8)     how clients reach a member
@@ -15,6 +17,8 @@ use crate::types::{LeaseId, MemberId, Revision};
 
 /// Free for the raft layer.
 pub const RAFT_PREFIX: u8 = b'a';
+pub const FORCED_PREFIX: u8 = b'f';
+pub const LABEL_PREFIX: u8 = b'h';
 pub const LEASE_PREFIX: u8 = b'l';
 pub const META_KEY: [u8; 1] = *b"m";
 pub const MEMBER_PREFIX: u8 = b'p';
@@ -38,6 +42,19 @@ pub fn lease_key(id: LeaseId) -> [u8; 9] {
 /// The inverse of [`lease_key`].
 pub fn lease_id(key: &[u8]) -> Option<LeaseId> {
     Some(LeaseId(number(LEASE_PREFIX, key)? as i64))
+}
+
+pub fn forced_key(number: u64) -> [u8; 9] {
+    numbered(FORCED_PREFIX, number)
+}
+
+/// The inverse of [`forced_key`].
+pub fn forced_number(key: &[u8]) -> Option<u64> {
+    number(FORCED_PREFIX, key)
+}
+
+pub fn label_key(queue_key: &[u8]) -> Vec<u8> {
+    [&[LABEL_PREFIX], queue_key].concat()
 }
 
 pub fn member_key(id: MemberId) -> [u8; 9] {

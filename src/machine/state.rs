@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::holds::Holds;
 use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber};
 use super::queue::Queues;
 use super::{Fault, Image, LeaseTable, Record, Store, codec, schema};
@@ -26,6 +28,7 @@ pub struct Machine {
     pub(super) live: Live,
     pub(super) leases: LeaseTable,
     pub(super) queues: Queues,
+    pub(super) holds: Holds,
     pub(super) members: BTreeMap<MemberId, PublishedMember>,
     /// Of the newest entry.
     pub(super) now: Timestamp,
@@ -76,6 +79,17 @@ impl Machine {
             machine.members.insert(id, codec::decode_member(value)?);
             Ok(())
         })?;
+        scan(engine, schema::LABEL_PREFIX, |key, value| {
+            let label = codec::decode_label(value)?;
+            machine.holds.labels.insert(Bytes::copy_from_slice(&key[1..]), label);
+            Ok(())
+        })?;
+        scan(engine, schema::FORCED_PREFIX, |key, value| {
+            let number =
+                schema::forced_number(key).ok_or_else(|| codec::bad_key("forced release", key))?;
+            machine.holds.forced.push_back((number, codec::decode_forced(value)?));
+            Ok(())
+        })?;
         scan(engine, schema::RECORD_PREFIX, |key, value| {
             let revision =
                 schema::record_revision(key).ok_or_else(|| codec::bad_key("record", key))?;
@@ -91,7 +105,12 @@ impl Machine {
     }
 
     fn load_fresh(engine: &dyn Engine) -> Result<Machine, Fault> {
-        for prefix in [schema::LEASE_PREFIX, schema::MEMBER_PREFIX, schema::RECORD_PREFIX] {
+        for prefix in [
+            schema::LABEL_PREFIX,
+            schema::LEASE_PREFIX,
+            schema::MEMBER_PREFIX,
+            schema::RECORD_PREFIX,
+        ] {
             scan(engine, prefix, |key, _| {
                 let what = format!("pair at {}", key.escape_ascii());
                 Err(codec::corrupt(what, "the store has no revision"))
@@ -108,6 +127,7 @@ impl Machine {
             live: Live::default(),
             leases: LeaseTable::default(),
             queues: Queues::default(),
+            holds: Holds::default(),
             members: BTreeMap::new(),
             now: meta.now,
             scrubber: Scrubber::new(),
@@ -128,6 +148,11 @@ impl Machine {
             orphan.is_none()
         });
         history.publish_roster(history.published(), live.roster().clone());
+        let is_there = |key: &Bytes| live.get(key).is_some();
+        if let Some(key) = self.holds.labels.keys().find(|key| !is_there(key)) {
+            let what = format!("label of key {}", key.escape_ascii());
+            return Err(codec::corrupt(what, "the key is missing"));
+        }
         match orphan {
             Some(record) => Err(codec::corrupt(
                 format!("key {}", record.key.escape_ascii()),
@@ -208,6 +233,14 @@ impl Machine {
             hasher.number(member.client_urls.len() as u64);
             member.client_urls.iter().for_each(|url| hasher.bytes(url.as_bytes()));
         }
+        for (key, label) in &self.holds.labels {
+            hasher.bytes(key);
+            hasher.bytes(&codec::encode_label(label));
+        }
+        for (number, forced) in &self.holds.forced {
+            hasher.number(*number);
+            hasher.bytes(&codec::encode_forced(forced));
+        }
         hasher.history(&self.history, meta.revision, meta.compacted);
         hasher.finish()
     }
@@ -240,7 +273,13 @@ impl Machine {
             .members
             .iter()
             .map(|(id, member)| (schema::member_key(*id).into(), codec::encode_member(member)));
-        std::iter::once(meta).chain(leases).chain(members).collect()
+        let labels = self.holds.labels.iter();
+        let labels =
+            labels.map(|(key, label)| (schema::label_key(key), codec::encode_label(label)));
+        let forced = self.holds.forced.iter().map(|(number, forced)| {
+            (schema::forced_key(*number).into(), codec::encode_forced(forced))
+        });
+        std::iter::once(meta).chain(leases).chain(members).chain(labels).chain(forced).collect()
     }
 }
 

@@ -374,6 +374,7 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
             Applied::Other { position, .. } => position,
             Applied::Installed { position } => {
                 shared.hub.reset();
+                shared.waiters.on_installed();
                 shared.calls.fail_sent();
                 position
             }

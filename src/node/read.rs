@@ -14,6 +14,7 @@ use super::forward::ReadPoint;
 use super::{Failure, Node, locked};
 use crate::machine::HashKv;
 use crate::raft::snapshot::blocking;
+use crate::types::Timestamp;
 
 /// Between two rounds that found no leader, unless one turns up earlier.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -39,6 +40,12 @@ impl Node {
     /// [`Failure::ReadTimedOut`] when no leader confirmed itself in time.
     pub async fn read_barrier(&self) -> Result<(), Failure> {
         self.read_point().await.map(drop)
+    }
+
+    /// As [`Node::read_barrier`]; returns the cluster time of the moment.
+    pub async fn read_time(&self) -> Result<Timestamp, Failure> {
+        let point = self.read_point().await?;
+        Ok(point.now.max(self.machine().now()))
     }
 
     pub(super) async fn read_point(&self) -> Result<ReadPoint, Failure> {

@@ -20,17 +20,25 @@ pub enum WaitingFor {
     Left { create_revision: i64 },
 }
 
+/// What a listener sees of its key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct News {
+    pub latest: WaitingFor,
+    /// Grows with everything that may have happened to the key or to what is known of it.
+    pub count: u64,
+}
+
 /// Waiting calls by their key. Fed while entries are applied, in their order.
 #[derive(Default)]
 pub struct Waiters {
-    by_key: Mutex<HashMap<Bytes, (usize, watch::Sender<WaitingFor>)>>,
+    by_key: Mutex<HashMap<Bytes, (usize, watch::Sender<News>)>>,
 }
 
 /// One call's place; leaving it there costs memory, so it is given up on drop.
 pub struct Waiter<'a> {
     waiters: &'a Waiters,
     key: Bytes,
-    pub news: watch::Receiver<WaitingFor>,
+    pub news: watch::Receiver<News>,
 }
 
 impl Waiters {
@@ -55,20 +63,31 @@ impl Waiters {
             return;
         }
         for effect in effects {
-            let (key, news) = match effect {
+            let (key, latest) = match effect {
                 Effect::QueueHead { key, create_revision, lease_alive } => {
                     let create_revision = *create_revision;
                     let lease_alive = *lease_alive;
-                    (key, WaitingFor::First { create_revision, revision, lease_alive })
+                    (key, Some(WaitingFor::First { create_revision, revision, lease_alive }))
                 }
                 Effect::QueueLeft { key, create_revision } => {
-                    (key, WaitingFor::Left { create_revision: *create_revision })
+                    (key, Some(WaitingFor::Left { create_revision: *create_revision }))
                 }
+                Effect::LabelChanged { key } => (key, None),
                 Effect::LeaseHeld { .. } | Effect::LeaseEnded { .. } => continue,
             };
             if let Some((_, sender)) = by_key.get(key) {
-                sender.send_replace(news);
+                sender.send_modify(|news| {
+                    news.latest = latest.unwrap_or(news.latest);
+                    news.count += 1;
+                });
             }
+        }
+    }
+
+    /// Lets every call look at its key anew: a snapshot took the place of entries.
+    pub fn on_installed(&self) {
+        for (_, sender) in locked(&self.by_key).values() {
+            sender.send_modify(|news| news.count += 1);
         }
     }
 }
@@ -102,7 +121,7 @@ mod tests {
         waiters.on_effects(&[head], 9);
         assert!(!first.news.has_changed().expect("sender lives"));
         assert_eq!(
-            *second.news.borrow(),
+            second.news.borrow().latest,
             WaitingFor::First { create_revision: 7, revision: 9, lease_alive: true }
         );
         drop((first, second));

@@ -1,6 +1,7 @@
 //! Tests of the machine as a whole, and what they share.
 
 mod concurrency;
+mod holds;
 mod model;
 mod ranges;
 mod replicas;
@@ -282,8 +283,17 @@ fn random_txn(random: &mut Random, depth: usize) -> Txn {
     Txn { compares, success, failure }
 }
 
+fn random_enqueue(random: &mut Random) -> Enqueue {
+    Enqueue {
+        name: key(random.pick(&["n", "n/x", "", "m"])),
+        lease: random_lease(random),
+        value: random_value(random),
+        rewrite: random.one_in(2),
+    }
+}
+
 pub fn random_command(random: &mut Random) -> Command {
-    match random.below(46) {
+    match random.below(54) {
         0..12 => Command::Put(random_put(random)),
         12..16 => Command::DeleteRange(DeleteRange {
             range: random_range(random),
@@ -306,12 +316,7 @@ pub fn random_command(random: &mut Random) -> Command {
                 .collect(),
         },
         31 => Command::Tick,
-        32..36 => Command::Enqueue(Enqueue {
-            name: key(random.pick(&["n", "n/x", "", "m"])),
-            lease: random_lease(random),
-            value: random_value(random),
-            rewrite: random.one_in(2),
-        }),
+        32..36 => Command::Enqueue(random_enqueue(random)),
         36 | 37 => {
             Command::Leave { key: random_key(random), create_revision: random.below(60) as i64 }
         }
@@ -322,6 +327,27 @@ pub fn random_command(random: &mut Random) -> Command {
             value: random_value(random),
             lease: if random.one_in(2) { LeaseId::NONE } else { random_lease(random) },
         }),
+        46..50 => Command::Join(Join {
+            enqueue: random_enqueue(random),
+            owner: random.pick(&["", "alice", "bob"]).to_owned(),
+            client: "127.0.0.1:7".to_owned(),
+            session: random.one_in(2),
+            only_if_free: random.one_in(3),
+        }),
+        50 | 51 => Command::Release(Release {
+            name: key(random.pick(&["n", "n/x", "", "m"])),
+            token: random.below(60) as i64,
+            forced: random
+                .one_in(2)
+                .then(|| Force { by: "an operator".into(), reason: "x".into() }),
+        }),
+        52 => Command::AskRelease(AskRelease {
+            name: key(random.pick(&["n", "n/x", "", "m"])),
+            token: if random.one_in(2) { 0 } else { random.below(60) as i64 },
+            by: "bob".to_owned(),
+            reason: random.pick(&["", "maintenance"]).to_owned(),
+        }),
+        53 => Command::Told { key: random_key(random), create_revision: 2 },
         42..46 => Command::Fenced(Fenced {
             fences: (0..random.below(3))
                 .map(|_| Fence { name: key(random.pick(&["n", "n/x", ""])), token: 2 })

@@ -24,6 +24,8 @@ struct Model {
     now: u64,
     index: u64,
     leases: BTreeMap<i64, ModelLease>,
+    labels: BTreeMap<Bytes, Label>,
+    forced: Vec<ForcedRelease>,
     history: Vec<Event>,
 }
 
@@ -35,6 +37,8 @@ struct Work {
     effects: Vec<Effect>,
     left: Vec<Effect>,
     first_before: BTreeMap<Bytes, Arc<Record>>,
+    labels: BTreeMap<Bytes, Label>,
+    forced: Vec<ForcedRelease>,
 }
 
 fn queue_name(key: &Bytes) -> Option<(Bytes, i64)> {
@@ -85,6 +89,7 @@ impl Work {
             self.first_before.entry(name).or_insert(first);
             let create_revision = self.pairs[key].create_revision;
             self.left.push(Effect::QueueLeft { key: key.clone(), create_revision });
+            self.labels.remove(key);
         }
         let record = Arc::new(Record {
             key: key.clone(),
@@ -165,6 +170,8 @@ impl Model {
             now: 0,
             index: 0,
             leases: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            forced: vec![],
             history: vec![],
         }
     }
@@ -404,6 +411,85 @@ impl Model {
                 found.then(|| work.delete(key));
                 Reply::Left(found)
             }
+            Command::Join(join) => {
+                let Enqueue { name, lease, .. } = &join.enqueue;
+                self.lease_exists(Some(*lease))?;
+                let text = std::str::from_utf8(name).unwrap();
+                let key = Bytes::from(format!("{text}/{}", lease.to_hex()));
+                let first = head(&work.pairs, name);
+                if join.only_if_free && first.is_some_and(|first| first.key != key) {
+                    return Ok(Reply::Busy);
+                }
+                let reply = self.command(work, &Command::Enqueue(join.enqueue.clone()))?;
+                let Reply::Enqueued(queued) = &reply else { panic!("{reply:?}") };
+                let now = Timestamp(self.now);
+                let label = work.labels.entry(key.clone()).or_insert(Label {
+                    owner: String::new(),
+                    client: String::new(),
+                    session: join.session,
+                    joined_at: now,
+                    granted_at: queued.first.then_some(now),
+                    asked: None,
+                });
+                (label.owner, label.client) = (join.owner.clone(), join.client.clone());
+                work.effects.push(Effect::LabelChanged { key });
+                return Ok(reply);
+            }
+            Command::Release(Release { name, token, forced }) => {
+                let attached = |it: &Record| queue_name(&it.key).unwrap().1 == it.lease.0;
+                let place = work.pairs.values().find(|it| {
+                    it.create_revision == *token
+                        && queue_name(&it.key).is_some_and(|(its_name, _)| its_name == name)
+                });
+                let place = place.filter(|it| forced.is_some() || attached(it)).cloned();
+                let Some(record) = place else { return Ok(Reply::Left(false)) };
+                let label = work.labels.get(&record.key).cloned();
+                if let Some(Force { by, reason }) = forced {
+                    work.forced.push(ForcedRelease {
+                        name: name.clone(),
+                        token: *token,
+                        owner: label.as_ref().map_or(String::new(), |it| it.owner.clone()),
+                        client: label.as_ref().map_or(String::new(), |it| it.client.clone()),
+                        by: by.clone(),
+                        reason: reason.clone(),
+                        at: Timestamp(self.now),
+                    });
+                }
+                if label.is_some_and(|label| label.session) && attached(&record) {
+                    self.end(work, &[record.lease.0]);
+                } else {
+                    work.delete(&record.key);
+                }
+                Reply::Left(true)
+            }
+            Command::AskRelease(ask) => {
+                let first = head(&work.pairs, &ask.name);
+                let first = first.filter(|it| ask.token == 0 || ask.token == it.create_revision);
+                if let Some(first) = &first
+                    && let Some(label) = work.labels.get_mut(&first.key)
+                {
+                    label.asked = Some(Asked {
+                        by: ask.by.clone(),
+                        reason: ask.reason.clone(),
+                        at: Timestamp(self.now),
+                        told: false,
+                    });
+                    work.effects.push(Effect::LabelChanged { key: first.key.clone() });
+                }
+                Reply::Asked(first.map(|first| (first.key.clone(), first.create_revision)))
+            }
+            Command::Told { key, create_revision } => {
+                let present = work.pairs.get(key);
+                if present.is_some_and(|it| it.create_revision == *create_revision) {
+                    if let Some(asked) =
+                        work.labels.get_mut(key).and_then(|label| label.asked.as_mut())
+                    {
+                        asked.told = true;
+                    }
+                    work.effects.push(Effect::LabelChanged { key: key.clone() });
+                }
+                Reply::Done
+            }
             Command::Proclaim(proclaim) => {
                 let present = work.pairs.get(&proclaim.key).cloned();
                 let leads = present.as_ref().is_some_and(|it| {
@@ -457,6 +543,8 @@ impl Model {
             effects: vec![],
             left: vec![],
             first_before: BTreeMap::new(),
+            labels: self.labels.clone(),
+            forced: self.forced.clone(),
         };
         let reply = self.command(&mut work, &entry.command);
         let mut effects = work.effects;
@@ -467,6 +555,9 @@ impl Model {
                 .get(&before.key)
                 .is_some_and(|it| it.create_revision == before.create_revision);
             if !stays && let Some(first) = head(&work.pairs, &name) {
+                if let Some(label) = work.labels.get_mut(&first.key) {
+                    label.granted_at = Some(Timestamp(self.now));
+                }
                 effects.push(Effect::QueueHead {
                     key: first.key.clone(),
                     create_revision: first.create_revision,
@@ -474,6 +565,7 @@ impl Model {
                 });
             }
         }
+        (self.labels, self.forced) = (work.labels, work.forced);
         if !work.events.is_empty() {
             self.states.push(work.pairs);
         }
@@ -545,6 +637,15 @@ fn check_reads(seed: u64, random: &mut Random, member: &Member, model: &Model) {
         let first = member.machine.queue_head(name.as_bytes());
         assert_eq!(first, head(model.present(), &self::key(name)), "seed {seed}");
     }
+    let mut labels = BTreeMap::new();
+    for name in ["n", "n/x", "", "m"] {
+        for place in member.machine.queue(name.as_bytes(), 100).0 {
+            labels.extend(place.label.map(|label| (place.record.key.clone(), label)));
+        }
+    }
+    assert_eq!(labels, model.labels, "seed {seed}");
+    let forced: Vec<_> = member.machine.forced_releases().cloned().collect();
+    assert!(forced.iter().rev().eq(&model.forced), "seed {seed}");
     let leases = member.machine.leases();
     assert_eq!(leases.len(), model.leases.len(), "seed {seed}");
     for (id, lease) in leases.iter() {
@@ -559,6 +660,16 @@ pub fn sharpen(random: &mut Random, command: &mut Command, machine: &Machine) {
     let present = |key: &Bytes| machine.store().view().get(key);
     match command {
         Command::Leave { key, create_revision } if random.one_in(2) => {
+            *create_revision = present(key).map_or(0, |it| it.create_revision);
+        }
+        Command::Release(release) if !random.one_in(3) => {
+            let (queue, _) = machine.queue(&release.name, 8);
+            release.token = match queue.len() as u64 {
+                0 => 0,
+                length => queue[random.below(length) as usize].record.create_revision,
+            };
+        }
+        Command::Told { key, create_revision } if !random.one_in(3) => {
             *create_revision = present(key).map_or(0, |it| it.create_revision);
         }
         Command::Proclaim(proclaim) if random.one_in(2) => {
