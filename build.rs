@@ -4,7 +4,7 @@
 
 use std::error::Error;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "etcd/mvccpb.proto",
     "etcd/authpb.proto",
     "etcd/header.proto",
@@ -18,6 +18,7 @@ const FILES: [&str; 13] = [
     "etcd/v3electionpb.proto",
     "holdfast/peer.proto",
     "holdfast/v1/locks.proto",
+    "holdfast/v1/elections.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

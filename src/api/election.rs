@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::concurrency::Queues;
 use crate::concurrency::client::{self, EnterFailure};
-use crate::concurrency::election::{self, Observer};
+use crate::concurrency::election::{self, Observer, Seen};
 use crate::machine::{Command, Proclaim};
 use crate::node::{Failure, Node, told};
 use crate::pb::v3electionpb::election_server::Election;
@@ -123,7 +123,11 @@ impl Election for ElectionService {
                 let next = async {
                     loop {
                         match observer.next().await {
-                            Some(leader) => return Ok(leader),
+                            // etcd's Observe says nothing while nobody leads.
+                            Some(Seen { leader: None, .. }) => {}
+                            Some(Seen { leader: Some(leader), revision, .. }) => {
+                                return Ok((leader, revision));
+                            }
                             // What it was about to read is compacted: the present will do.
                             None => observer = begin(&node, &name).await?,
                         }
@@ -133,9 +137,9 @@ impl Election for ElectionService {
                     next = next => next,
                     () = told(&mut stopping) => Err(Failure::Stopping.into()),
                 };
-                let answer = next.map(|leader| LeaderResponse {
-                    header: Some(header::at(&node, leader.revision)),
-                    kv: Some(convert::key_value(&leader.record)),
+                let answer = next.map(|(leader, revision)| LeaderResponse {
+                    header: Some(header::at(&node, revision)),
+                    kv: Some(convert::key_value(&leader)),
                 });
                 Some((answer, observer))
             }

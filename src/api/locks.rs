@@ -3,7 +3,7 @@
 //! [`convert`] turns what is known of a lock into messages. Codes are the ones that fit, other than
 //! on etcd's services; the texts stand in [`super::status`].
 
-mod convert;
+pub(super) mod convert;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::concurrency::Queues;
-use crate::concurrency::client::{Own, SESSION_TTL_SECONDS};
+use crate::concurrency::client::{self, Own, SESSION_TTL_SECONDS};
 use crate::concurrency::hold::{self, Ask, TELLS_WAITING};
 use crate::concurrency::locks::{self, LockState, LockWatch, Scope, Wait};
 use crate::machine::{AskRelease, Force};
@@ -76,22 +76,22 @@ impl Drop for StreamPermit {
     }
 }
 
-fn checked_name(name: Bytes) -> Result<Bytes, Status> {
+pub(super) fn checked_name(name: Bytes) -> Result<Bytes, Status> {
     if name.is_empty() { Err(LockRefusal::EmptyName.into()) } else { Ok(name) }
 }
 
-fn checked_text(what: &'static str, text: String) -> Result<String, Status> {
+pub(super) fn checked_text(what: &'static str, text: String) -> Result<String, Status> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(LockRefusal::TextTooLong { what, most: MAX_TEXT_BYTES }.into());
     }
     Ok(text)
 }
 
-fn checked_token(token: i64) -> Result<i64, Status> {
+pub(super) fn checked_token(token: i64) -> Result<i64, Status> {
     if token > 0 { Ok(token) } else { Err(LockRefusal::NoToken.into()) }
 }
 
-fn checked_ttl(ttl_seconds: i64) -> Result<i64, Status> {
+pub(super) fn checked_ttl(ttl_seconds: i64) -> Result<i64, Status> {
     match ttl_seconds {
         0 => Ok(SESSION_TTL_SECONDS),
         1..=MAX_TTL_SECONDS => Ok(ttl_seconds),
@@ -99,7 +99,7 @@ fn checked_ttl(ttl_seconds: i64) -> Result<i64, Status> {
     }
 }
 
-fn wait_of(wait_ms: Option<i64>) -> Wait {
+pub(super) fn wait_of(wait_ms: Option<i64>) -> Wait {
     match wait_ms {
         Some(0) => Wait::Not,
         Some(ms) if ms > 0 => Wait::For(Duration::from_millis(ms.unsigned_abs())),
@@ -115,7 +115,6 @@ impl Locks for LocksService {
     ) -> Result<Response<pb::AcquireResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
         let request = request.into_inner();
-        let name = checked_name(request.name)?;
         let own = Own {
             owner: checked_text("owner", request.owner)?,
             client,
@@ -124,9 +123,15 @@ impl Locks for LocksService {
             renew: false,
             joined: None,
         };
-        let lease = LeaseId(request.lease);
-        let wait = wait_of(request.wait_ms);
-        let acquired = locks::acquire(&self.queues, name, lease, wait, own).await;
+        let enter = client::Request {
+            name: checked_name(request.name)?,
+            lease: LeaseId(request.lease),
+            value: Bytes::new(),
+            rewrite: false,
+            keep_while: None,
+            own: Some(own),
+        };
+        let acquired = locks::acquire(&self.queues, enter, wait_of(request.wait_ms)).await;
         let moment = self.moment();
         Ok(Response::new(match acquired.map_err(status::of_lock)? {
             Ok(granted) => pb::AcquireResponse {

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod connection;
 pub mod convert;
 pub mod election;
+pub mod elections;
 pub mod fence;
 pub mod gate;
 pub mod header;
@@ -43,6 +44,7 @@ use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::pb::etcdserverpb::watch_server::WatchServer;
+use crate::pb::holdfastpb::elections_server::ElectionsServer;
 use crate::pb::holdfastpb::locks_server::LocksServer;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
@@ -124,6 +126,7 @@ fn services(api: &Api) -> Router {
         .add_service(gated!(LockServer, lock::LockService::new(queues.clone())))
         .add_service(gated!(ElectionServer, election::ElectionService::new(queues.clone())))
         .add_service(gated!(LocksServer, locks::LocksService::new(queues.clone())))
+        .add_service(gated!(ElectionsServer, elections::ElectionsService::new(queues.clone())))
         .add_service(gated!(LeaseServer, lease::LeaseService::new(node.clone())))
         .add_service(gated!(ClusterServer, cluster::ClusterService::new(node.clone())))
         .add_service(gated!(MaintenanceServer, maintenance::MaintenanceService::new(node.clone())))

@@ -1,12 +1,12 @@
 //! What the Election service has beyond queueing: who leads, and following who leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::machine::{Range, Record, Store};
+use crate::machine::{Range, RangeReply, Record, Store};
 use crate::node::{Failure, Node};
 use crate::types::{KeyRange, LeaseId};
 use crate::watch::{Delivery, WatchSpec, WatchStream};
@@ -46,14 +46,24 @@ impl Candidates {
             let view = store.view();
             // Refused only when compaction has overtaken the view: a newer one will do.
             let Ok(reply) = view.range(&query) else { continue };
-            let by_age = reply
-                .records
-                .into_iter()
-                .filter(|record| in_queue(&name, &record.key))
-                .map(|record| ((record.create_revision, record.key.clone()), record))
-                .collect();
-            return (Candidates { name, by_age }, view.revision());
+            return (Candidates::of(name, reply), view.revision());
         }
+    }
+
+    /// The candidates at `revision`; `None` when that cannot be read, or not any more.
+    fn at(name: Bytes, store: &Store, revision: i64) -> Option<Candidates> {
+        let query = Range { revision, ..Range::all(children(&name)) };
+        Some(Candidates::of(name, store.view().range(&query).ok()?))
+    }
+
+    fn of(name: Bytes, reply: RangeReply) -> Candidates {
+        let by_age = reply
+            .records
+            .into_iter()
+            .filter(|record| in_queue(&name, &record.key))
+            .map(|record| ((record.create_revision, record.key.clone()), record))
+            .collect();
+        Candidates { name, by_age }
     }
 
     fn leader(&self) -> Option<&Arc<Record>> {
@@ -72,38 +82,61 @@ impl Candidates {
     }
 }
 
-/// Follows an election: the present leader first, then each proclamation and each new leader.
+/// Follows an election: the present first, then each proclamation, each new leader, and when nobody
+/// leads any more.
 pub struct Observer {
     candidates: Candidates,
     watch: WatchStream,
     /// To be told next.
-    pending: Vec<Leader>,
+    pending: VecDeque<Seen>,
 }
 
-/// What [`Observer::next`] tells: a leader, as it was at a revision.
+/// What [`Observer::next`] tells: how an election stood at a revision.
 #[derive(Debug, Clone)]
-pub struct Leader {
-    pub record: Arc<Record>,
+pub struct Seen {
+    /// `None` when nobody leads.
+    pub leader: Option<Arc<Record>>,
+    /// Whether the one before was another, or is not known.
+    pub is_new: bool,
     pub revision: i64,
 }
 
 impl Observer {
     /// Begins with what is true now.
     pub async fn begin(node: &Node, name: Bytes) -> Result<Observer, Failure> {
+        Observer::begin_after(node, name, 0).await
+    }
+
+    /// Goes on after `revision`, on any member; begins with what is true now where that cannot be
+    /// read, and for zero.
+    pub async fn begin_after(node: &Node, name: Bytes, revision: i64) -> Result<Observer, Failure> {
         node.read_barrier().await?;
-        let (candidates, revision) = Candidates::now(name.clone(), &node.store());
+        let store = node.store();
+        let known = match revision {
+            1.. => Candidates::at(name.clone(), &store, revision),
+            _ => None,
+        };
+        let mut pending = VecDeque::new();
+        let (candidates, revision) = match known {
+            Some(candidates) => (candidates, revision),
+            None => {
+                let (candidates, revision) = Candidates::now(name.clone(), &store);
+                let leader = candidates.leader().cloned();
+                pending.push_back(Seen { leader, is_new: true, revision });
+                (candidates, revision)
+            }
+        };
         let mut watch = node.hub().stream(Duration::from_secs(600));
         let spec = WatchSpec::new(children(&name), revision + 1);
         watch.create(spec).map_err(|_| Failure::TooManyRequests)?;
-        let pending = candidates.leader().map(|record| Leader { record: record.clone(), revision });
-        Ok(Observer { candidates, watch, pending: pending.into_iter().collect() })
+        Ok(Observer { candidates, watch, pending })
     }
 
     /// The next thing to tell; `None` when the history it needs was compacted away: begin anew.
-    pub async fn next(&mut self) -> Option<Leader> {
+    pub async fn next(&mut self) -> Option<Seen> {
         loop {
-            if !self.pending.is_empty() {
-                return Some(self.pending.remove(0));
+            if let Some(seen) = self.pending.pop_front() {
+                return Some(seen);
             }
             match self.watch.next().await {
                 Delivery::Events { events, .. } => {
@@ -113,10 +146,15 @@ impl Observer {
                         for event in events {
                             self.candidates.change(&event.record);
                         }
-                        let after = self.candidates.leader().cloned();
-                        if let Some(record) = after.filter(|after| Some(after) != before.as_ref()) {
-                            self.pending.push(Leader { record, revision: main(&events[0]) });
+                        let leader = self.candidates.leader().cloned();
+                        if leader == before {
+                            continue;
                         }
+                        let term = |it: &Option<Arc<Record>>| {
+                            it.as_ref().map(|it| (it.create_revision, it.key.clone()))
+                        };
+                        let is_new = term(&leader) != term(&before);
+                        self.pending.push_back(Seen { leader, is_new, revision: main(&events[0]) });
                     }
                 }
                 Delivery::Compacted { .. } => return None,
@@ -124,4 +162,10 @@ impl Observer {
             }
         }
     }
+}
+
+/// Whether a candidate's key ends with the lease that it names: one that does not leads nobody.
+pub fn is_attached(record: &Record) -> bool {
+    let hex = record.key.rsplit(|byte| *byte == b'/').next();
+    hex.and_then(LeaseId::from_hex) == Some(record.lease)
 }

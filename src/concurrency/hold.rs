@@ -222,10 +222,18 @@ impl<A: Stream<Item = Ask> + Unpin + Send> Session<A> {
         if fresh && open.lease.is_none() && !granted.waited {
             return Ok(Some((granted, opened)));
         }
-        Ok(self.confirm(&granted).await?.map(|confirmed| (granted, confirmed)))
+        if let Some(confirmed) = self.confirm(&granted).await? {
+            return Ok(Some((granted, confirmed)));
+        }
+        // It went away before it heard of the grant, so it is not at work. With a lease of its own
+        // it may have been before.
+        if open.lease.is_none() {
+            self.release(granted.create_revision).await?;
+        }
+        Ok(None)
     }
 
-    /// Renews the lease of a grant that the client has yet to hear of.
+    /// Renews the lease of a grant that the client has yet to hear of; `None` when it goes away.
     async fn confirm(&mut self, granted: &Granted) -> Result<Option<Instant>, EnterFailure> {
         loop {
             let begun = Instant::now();

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Queues;
-use super::client::{self, EnterFailure, Granted, Own, Request};
+use super::client::{self, EnterFailure, Granted, Request};
 use super::election::{children, in_queue};
 use crate::machine::{AskRelease, Command, Force, ForcedRelease, QueueKey, Range, Release, Reply};
 use crate::node::{Failure, Node};
@@ -122,30 +122,23 @@ pub async fn busy(
     Ok(other.then(|| NotGranted::here(node, name, None)))
 }
 
-/// Takes a lock, or tells who has it.
+/// Takes a lock for a call of our own API, or tells who has it.
 pub async fn acquire(
     queues: &Queues,
-    name: Bytes,
-    lease: LeaseId,
+    mut request: Request,
     wait: Wait,
-    own: Own,
 ) -> Result<Result<Granted, NotGranted>, EnterFailure> {
-    let node = &queues.node;
+    let (node, name) = (&queues.node, request.name.clone());
     if wait == Wait::Not
-        && let Some(busy) = busy(node, &name, lease).await?
+        && let Some(busy) = busy(node, &name, request.lease).await?
     {
         return Ok(Err(busy));
     }
     let (joined, mut joining) = oneshot::channel();
-    let own = Own { only_if_free: wait == Wait::Not, joined: Some(joined), ..own };
-    let request = Request {
-        name: name.clone(),
-        lease,
-        value: Bytes::new(),
-        rewrite: false,
-        keep_while: None,
-        own: Some(own),
-    };
+    if let Some(own) = &mut request.own {
+        own.only_if_free = wait == Wait::Not;
+        own.joined = Some(joined);
+    }
     let entering = client::enter(queues, request);
     let entered = match wait {
         Wait::For(patience) => tokio::time::timeout(patience, entering).await,
