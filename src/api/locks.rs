@@ -335,14 +335,17 @@ impl Locks for LocksService {
             by: checked_text("by", request.by)?,
             reason: checked_text("reason", request.reason)?,
         };
-        tracing::warn!(
-            lock = %name.escape_ascii(), fence = token, by = force.by, reason = force.reason, client,
-            "a lock is to be released by force"
-        );
-        let released = locks::release(&self.queues.node, name, token, Some(force)).await;
+        let node = &self.queues.node;
+        let released = locks::release(node, name.clone(), token, Some(force.clone())).await;
         if !released.map_err(status::of_own)? {
             return Err(LockRefusal::StaleToken.into());
         }
+        // Named so because the log hides the values of fields that are called tokens.
+        let fence = token;
+        tracing::warn!(
+            lock = %name.escape_ascii(), fence, by = force.by, reason = force.reason, client,
+            "a lock was released by force"
+        );
         Ok(Response::new(pb::ForceReleaseResponse { header: self.moment().header() }))
     }
 }
