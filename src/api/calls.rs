@@ -114,6 +114,30 @@ const METHODS: &[(&str, &[(&str, Shape)])] = &[
             ("RoleRevokePermission", Shape::Unary),
         ],
     ),
+    (
+        "holdfast.v1.Locks",
+        &[
+            ("Acquire", Shape::Unary),
+            ("Release", Shape::Unary),
+            ("Hold", Shape::BidiStream),
+            ("Check", Shape::Unary),
+            ("List", Shape::Unary),
+            ("Get", Shape::Unary),
+            ("Watch", Shape::ServerStream),
+            ("RequestRelease", Shape::Unary),
+            ("ForceRelease", Shape::Unary),
+        ],
+    ),
+    (
+        "holdfast.v1.Elections",
+        &[
+            ("Campaign", Shape::Unary),
+            ("Proclaim", Shape::Unary),
+            ("Resign", Shape::Unary),
+            ("Candidates", Shape::Unary),
+            ("Observe", Shape::ServerStream),
+        ],
+    ),
     ("grpc.health.v1.Health", &[("Check", Shape::Unary), ("Watch", Shape::ServerStream)]),
 ];
 
@@ -431,8 +455,9 @@ mod tests {
     #[test]
     fn every_method_of_the_protocol_is_counted_in_its_shape() {
         let mut declared = BTreeSet::new();
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/proto/etcd");
-        for file in std::fs::read_dir(folder).unwrap() {
+        let folders = ["/proto/etcd", "/proto/holdfast/v1"]
+            .map(|folder| env!("CARGO_MANIFEST_DIR").to_owned() + folder);
+        for file in folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
             let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
             let package = text.lines().find_map(|line| line.strip_prefix("package "));
             let package = package.unwrap().trim_end_matches(';');

@@ -224,7 +224,7 @@ pub fn of_own(failure: Failure) -> Status {
         Failure::Rejected(Rejection::Detached(_)) => LockRefusal::SessionEnded,
         Failure::Rejected(_) => LockRefusal::Internal,
         Failure::NoLeader => LockRefusal::NoLeader,
-        Failure::TimedOut => LockRefusal::TimedOut,
+        Failure::TimedOut | Failure::ReadTimedOut => LockRefusal::TimedOut,
         Failure::Unknown => LockRefusal::OutcomeUnknown,
         Failure::Stopping => LockRefusal::Stopping,
         Failure::TooManyRequests => LockRefusal::TooManyRequests,

@@ -82,7 +82,8 @@ impl Meters {
             }
             Reply::Enqueued(enqueued) => self.puts.add(u64::from(enqueued.created)),
             Reply::Left(deleted) => self.deletes.add(u64::from(*deleted)),
-            Reply::Compacted | Reply::Done => {}
+            Reply::Proclaimed(proclaimed) => self.puts.add(u64::from(*proclaimed)),
+            Reply::Compacted | Reply::Busy | Reply::Asked(_) | Reply::Done => {}
         }
     }
 

@@ -95,8 +95,7 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
             let peer_servers = serve_peers(&member, vec![peers]);
             member.node.recovered().await.unwrap();
             let (stop, stopped) = watch::channel(false);
-            let routes =
-                Routes::from(Api::new(member.node.clone(), api_options(&config)).router());
+            let routes = Routes::from(Api::new(member.node.clone(), api_options(&config)).router());
             let mut servers = JoinSet::new();
             let connections = client_connections(&config);
             serve(&mut servers, vec![clients], &routes, &stopped, connections);
