@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream as Changes;
 use tonic::metadata::MetadataMap;
@@ -70,14 +70,22 @@ impl Watch for WatchService {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Responses>, Status> {
         let (metadata, _, requests) = request.into_parts();
-        Ok(Response::new(self.serve(metadata, requests)))
+        Ok(Response::new(self.answer(metadata, requests)))
     }
 }
 
 impl WatchService {
-    /// Serves one call, whatever carries it; the events of the answers are packed. They go on after `requests` ends, until the
+    /// Serves one call, whatever carries it. The answers go on after `requests` ends, until the
     /// caller drops them, a request is broken, or the member cannot go on.
     pub fn serve<S>(&self, metadata: MetadataMap, requests: S) -> Responses
+    where
+        S: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
+    {
+        Box::pin(self.answer(metadata, requests).map_ok(WatchResponse::unpacked))
+    }
+
+    /// As [`WatchService::serve`]; the events of the answers are packed, for protobuf.
+    fn answer<S>(&self, metadata: MetadataMap, requests: S) -> Responses
     where
         S: Stream<Item = Result<WatchRequest, Status>> + Send + Unpin + 'static,
     {

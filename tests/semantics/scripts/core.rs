@@ -64,6 +64,7 @@ impl Core {
             authorize: Arc::new(|_, _| Ok(())),
             has_leader: leader.subscribe(),
             max_request_bytes: MAX_REQUEST_BYTES,
+            packed_events: Arc::default(),
             progress_interval: PROGRESS_INTERVAL,
         };
         let (index, now, next_lease) = (0, Timestamp(0), FIRST_LEASE);
