@@ -31,9 +31,16 @@ use crate::vfs::OsVfs;
 
 /// Calls of one member to another under way at a time.
 const PEER_STREAMS: u32 = 100_000;
-/// How much a client may send on one stream, and on all, before we have read it.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// How much a client may send on one stream, and on all of a connection, before we have read it.
+///
+/// The HTTP/2 library ends a connection on which small frames wait unread, each counted as 256
+/// bytes, for more than half of the second. Clients send each keep-alive in a frame of its own, so
+/// the first must stop one stream long before that: fifteen of them can be full of such frames.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// The same for another member, whose frames are large.
+const PEER_STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const PEER_CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// A member that is silent for this long is asked whether it is there, sooner than a client: it may
 /// hold a snapshot half received.
 const PEER_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -175,6 +182,8 @@ fn api_options(config: &Config) -> api::Options {
 fn client_connections(config: &Config) -> Connections {
     Connections {
         streams: config.max_concurrent_streams,
+        stream_window_bytes: STREAM_WINDOW_BYTES,
+        connection_window_bytes: CONNECTION_WINDOW_BYTES,
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
     }
@@ -208,6 +217,8 @@ async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, Serv
 #[derive(Clone, Copy)]
 struct Connections {
     streams: u32,
+    stream_window_bytes: u32,
+    connection_window_bytes: u32,
     keepalive_interval: Option<Duration>,
     keepalive_timeout: Duration,
 }
@@ -215,8 +226,8 @@ struct Connections {
 fn builder(connections: Connections) -> Server {
     Server::builder()
         .max_concurrent_streams(connections.streams)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(connections.stream_window_bytes)
+        .initial_connection_window_size(connections.connection_window_bytes)
         .http2_keepalive_interval(connections.keepalive_interval)
         .http2_keepalive_timeout(Some(connections.keepalive_timeout))
         .accept_http1(true)
@@ -272,6 +283,8 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
     let (_, never) = watch::channel(false);
     let connections = Connections {
         streams: PEER_STREAMS,
+        stream_window_bytes: PEER_STREAM_WINDOW_BYTES,
+        connection_window_bytes: PEER_CONNECTION_WINDOW_BYTES,
         keepalive_interval: Some(PEER_KEEP_ALIVE_INTERVAL),
         keepalive_timeout: PEER_KEEP_ALIVE_TIMEOUT,
     };

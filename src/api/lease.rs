@@ -20,7 +20,7 @@ use super::{convert, header, status};
 
 /// How many keep-alives of one stream are under way at a time. Further ones wait in the stream,
 /// and with it the client.
-const KEEP_ALIVES_IN_FLIGHT: usize = 128;
+const KEEP_ALIVES_IN_FLIGHT: usize = 512;
 
 /// How often an id of our own choice is tried before the grant is refused. Ids are random, so a
 /// second try is already hardly ever needed.
