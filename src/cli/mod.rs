@@ -4,6 +4,9 @@
 //! does, and uses nothing of the server in this process.
 
 mod bench;
+mod lock;
+mod session;
+mod supervise;
 
 use std::process::ExitCode;
 
@@ -14,6 +17,10 @@ use clap::Subcommand;
 pub enum Command {
     /// Measure any etcd v3 endpoints under load
     Bench(bench::Options),
+    /// Run a command while holding a lock
+    Lock(lock::LockOptions),
+    /// Run a command while leading an election
+    Elect(lock::ElectOptions),
 }
 
 /// Runs `command` to its end on a runtime of its own; the result is the exit code of the process.
@@ -22,5 +29,18 @@ pub enum Command {
 pub fn run(command: Command) -> ExitCode {
     match command {
         Command::Bench(options) => bench::run(&options),
+        Command::Lock(options) => alone(lock::lock(options)),
+        Command::Elect(options) => alone(lock::elect(options)),
+    }
+}
+
+/// One thread is enough for a client that mostly waits.
+fn alone(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            eprintln!("holdfast: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
