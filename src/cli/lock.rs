@@ -160,7 +160,10 @@ async fn hold(name: &str, mut grip: Grip, guard: &Guard, signals: &mut Signals) 
         Standing::Held { .. } | Standing::Unconfirmed => None,
     };
     let end = match lost {
-        Some(reason) => Ok(End::Lost(reason)),
+        Some(reason) => {
+            eprintln!("holdfast: the lock is lost: {reason}");
+            Ok(End::Lost)
+        }
         None => match begin(name, &grip, guard) {
             Ok(child) => supervise::supervise(child, &mut grip.standing, signals, rule).await,
             Err(error) => Err(error),
@@ -169,10 +172,7 @@ async fn hold(name: &str, mut grip: Grip, guard: &Guard, signals: &mut Signals) 
     let code = match &end {
         Ok(End::Exited(status)) => supervise::code(*status),
         Ok(End::Signalled) => 0,
-        Ok(End::Lost(reason)) => {
-            eprintln!("holdfast: {name} was lost: {reason}");
-            LOST
-        }
+        Ok(End::Lost) => LOST,
         Err(error) => {
             let program = guard.command.first().map(|program| program.to_string_lossy());
             eprintln!("holdfast: {}: {error}", program.unwrap_or("standard output".into()));

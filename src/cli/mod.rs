@@ -5,6 +5,7 @@
 
 mod bench;
 mod lock;
+mod locks;
 mod session;
 mod supervise;
 
@@ -21,6 +22,8 @@ pub enum Command {
     Lock(lock::LockOptions),
     /// Run a command while leading an election
     Elect(lock::ElectOptions),
+    /// See who holds locks and who waits for them, or take one away
+    Locks(locks::Options),
 }
 
 /// Runs `command` to its end on a runtime of its own; the result is the exit code of the process.
@@ -31,6 +34,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Lock(options) => alone(lock::lock(options)),
         Command::Elect(options) => alone(lock::elect(options)),
+        Command::Locks(options) => alone(locks::run(options)),
     }
 }
 

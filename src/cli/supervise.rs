@@ -94,8 +94,9 @@ pub enum End {
     Exited(ExitStatus),
     /// This process was told to end, and there was no command.
     Signalled,
-    /// The lock was lost, or might have been, for this reason. Nothing of the command runs any more.
-    Lost(String),
+    /// The lock was lost, or might have been: the user knows why. Nothing of the command runs any
+    /// more.
+    Lost,
 }
 
 /// Starts `command` with `environment` beside what this process has.
@@ -116,8 +117,8 @@ pub async fn supervise(
     rule: Rule,
 ) -> io::Result<End> {
     let group = child.as_ref().and_then(Child::id).and_then(|id| Pid::from_raw(id.cast_signed()));
-    // Why and since when the command is being stopped.
-    let mut stopping: Option<(String, Instant)> = None;
+    // Since when the command is being stopped.
+    let mut stopping: Option<Instant> = None;
     let mut killed = false;
     let mut kept = true;
     loop {
@@ -126,7 +127,7 @@ pub async fn supervise(
             (None, Standing::Lost(_)) => Some(Instant::now()),
             (None, Standing::Held { since, ttl }) => Some(*since + rule.stop_after(*ttl)),
             (None, Standing::Unconfirmed) => None,
-            (Some((_, asked)), standing) if !killed => Some(rule.kill_at(*asked, standing)),
+            (Some(asked), standing) if !killed => Some(rule.kill_at(*asked, standing)),
             (Some(_), _) => None,
         };
         let act = async {
@@ -146,38 +147,33 @@ pub async fn supervise(
             status = ended => {
                 let status = status?;
                 return Ok(match stopping {
-                    Some((reason, _)) => {
+                    Some(_) => {
                         // What it has started may be at work still.
                         signal(group, Signal::KILL);
-                        End::Lost(reason)
+                        End::Lost
                     }
                     None => End::Exited(status),
                 });
             }
             changed = standing.changed(), if kept => kept = changed.is_ok(),
             () = act => {
-                let reason = match &now {
-                    Standing::Lost(reason) => reason.clone(),
-                    _ => "its lease was not confirmed in time".to_owned(),
-                };
-                if child.is_none() {
-                    return Ok(End::Lost(reason));
+                let first = stopping.is_none();
+                if first {
+                    let reason = match &now {
+                        Standing::Lost(reason) => reason,
+                        _ => "its lease was not confirmed in time",
+                    };
+                    eprintln!("holdfast: the lock is lost: {reason}");
+                    stopping = Some(Instant::now());
                 }
-                match &stopping {
-                    None => {
-                        eprintln!("holdfast: the lock is lost, the command is stopped: {reason}");
-                        stopping = Some((reason, Instant::now()));
-                        if rule.on_lost == OnLost::Term {
-                            signal(group, Signal::TERM);
-                        } else {
-                            killed = true;
-                            signal(group, Signal::KILL);
-                        }
-                    }
-                    Some(_) => {
-                        killed = true;
-                        signal(group, Signal::KILL);
-                    }
+                if child.is_none() {
+                    return Ok(End::Lost);
+                }
+                if first && rule.on_lost == OnLost::Term {
+                    signal(group, Signal::TERM);
+                } else {
+                    killed = true;
+                    signal(group, Signal::KILL);
                 }
             }
             received = signals.next() => match child {

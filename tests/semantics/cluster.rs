@@ -64,7 +64,7 @@ struct Member {
     child: Child,
     channel: Channel,
     log: PathBuf,
-    _client: Port,
+    client: Port,
     _peer: Port,
 }
 
@@ -120,7 +120,7 @@ impl Cluster {
                 .unwrap_or_else(|error| panic!("cannot run {}: {error}", path.display()));
             let endpoint = Endpoint::from_shared(client_url).expect("it is a URL");
             let channel = endpoint.connect_timeout(ATTEMPT_LIMIT).connect_lazy();
-            let member = Member { name, child, channel, log, _client: client, _peer: peer };
+            let member = Member { name, child, channel, log, client, _peer: peer };
             cluster.members.push(member);
         }
         cluster.wait_until_serving().await;
@@ -134,6 +134,13 @@ impl Cluster {
     /// A connection to member `index`, counted from zero, shared by all who ask for it.
     pub fn channel(&self, index: usize) -> Channel {
         self.members[index].channel.clone()
+    }
+
+    /// Where member `index` serves clients, on 127.0.0.1.
+    // Not every test that starts clusters has a use for it.
+    #[allow(dead_code)]
+    pub fn client_port(&self, index: usize) -> u16 {
+        self.members[index].client.number()
     }
 
     async fn wait_until_serving(&mut self) {

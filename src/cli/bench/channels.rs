@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{BenchError, Options};
+use crate::cli::session::endpoints::with_scheme;
 use crate::pb::etcdserverpb::StatusRequest;
 use crate::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 
@@ -44,7 +45,7 @@ impl Channels {
     ) -> Result<Channels, BenchError> {
         let mut channels = Vec::with_capacity(connections);
         for text in endpoints.iter().cycle().take(connections) {
-            let url = with_scheme(text)?;
+            let url = with_scheme(text).ok_or_else(|| BenchError::Scheme(text.clone()))?;
             let failed = |source| BenchError::Connect { url: text.clone(), source };
             let endpoint = Endpoint::from_shared(url)
                 .map_err(failed)?
@@ -84,24 +85,4 @@ async fn followers(endpoints: &[String]) -> Result<Vec<String>, BenchError> {
         }
     }
     if followers.is_empty() { Err(BenchError::NoFollower) } else { Ok(followers) }
-}
-
-fn with_scheme(endpoint: &str) -> Result<String, BenchError> {
-    match endpoint.split_once("://") {
-        None => Ok(format!("http://{endpoint}")),
-        Some(("http", _)) => Ok(endpoint.to_owned()),
-        Some(_) => Err(BenchError::Scheme(endpoint.to_owned())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_endpoint_may_leave_out_its_scheme() {
-        assert_eq!(with_scheme("127.0.0.1:2379").unwrap(), "http://127.0.0.1:2379");
-        assert_eq!(with_scheme("http://a:1").unwrap(), "http://a:1");
-        assert!(with_scheme("https://a:1").is_err());
-    }
 }

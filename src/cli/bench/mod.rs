@@ -33,6 +33,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio::runtime::{Builder, Runtime};
 
+use super::session::endpoints::root_cause;
 use channels::Channels;
 use cpu::CpuMeter;
 use load::Plan;
@@ -184,15 +185,6 @@ enum BenchError {
     Cpu { pid: u32, source: std::io::Error },
     #[error("runtime: {0}")]
     Runtime(std::io::Error),
-}
-
-/// The transport's own text says only that something failed; what failed is at the end.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// Runs one case and prints what was measured.

@@ -10,7 +10,7 @@ use super::{RETRY_PAUSE, Reach, SessionError};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// How long one endpoint may take to answer a call that does not wait for anybody.
-const CALL_LIMIT: Duration = Duration::from_secs(3);
+pub const CALL_LIMIT: Duration = Duration::from_secs(3);
 /// Finds out that a silent member is gone while a call waits. An etcd allows it every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -115,7 +115,7 @@ pub fn reason(status: &Status) -> String {
     }
 }
 
-fn root_cause(error: &dyn Error) -> String {
+pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

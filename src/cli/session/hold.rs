@@ -66,7 +66,7 @@ async fn enter(
         lease: 0,
     };
     let mut stream = Stream::open(endpoints.channel(), open, WAITING_ANSWER_LIMIT).await?;
-    let mut asked = Some(stream.ping()?);
+    let mut asked = Some(stream.ping());
     let mut next = Instant::now() + renew_every(wanted.ttl());
     loop {
         let silent = asked.map(|asked| asked + WAITING_ANSWER_LIMIT);
@@ -78,7 +78,7 @@ async fn enter(
                 return Err(Status::deadline_exceeded("the member does not answer"));
             }
             () = sleep_until(next), if silent.is_none() => {
-                asked = Some(stream.ping()?);
+                asked = Some(stream.ping());
                 next = Instant::now() + renew_every(wanted.ttl());
                 continue;
             }
@@ -88,8 +88,8 @@ async fn enter(
         match answer.response {
             Some(Response::Granted(granted)) => {
                 let revision = answer.header.map_or(0, |header| header.revision);
-                return grip(endpoints.clone(), wanted.clone(), stream, granted, revision)
-                    .map(Taken::Granted);
+                let (endpoints, wanted) = (endpoints.clone(), wanted.clone());
+                return Ok(Taken::Granted(grip(endpoints, wanted, stream, granted, revision)));
             }
             Some(Response::NotGranted(not)) => {
                 return Ok(Taken::Busy(holder_text(not.holder.as_ref(), not.position)));
@@ -107,9 +107,9 @@ fn grip(
     mut stream: Stream,
     granted: Granted,
     revision: i64,
-) -> Result<Grip, Status> {
+) -> Grip {
     // What the grant itself says of time was true when it was sent, whenever that was.
-    let asked = stream.ping()?;
+    let asked = stream.ping();
     let (teller, standing) = watch::channel(Standing::Unconfirmed);
     let (release, released) = oneshot::channel();
     let (key, token) = (granted.key.clone(), granted.token);
@@ -125,7 +125,7 @@ fn grip(
         next: asked,
     };
     let keeper = tokio::spawn(keeper.run(stream, released));
-    Ok(Grip { key, token, revision, standing, release, keeper })
+    Grip { key, token, revision, standing, release, keeper }
 }
 
 /// One Hold stream.
@@ -138,24 +138,25 @@ struct Stream {
 impl Stream {
     async fn open(channel: Channel, open: Open, limit: Duration) -> Result<Stream, Status> {
         let (asks, waiting) = mpsc::channel(ASKS_WAITING);
-        send(&asks, Request::Open(open))?;
+        send(&asks, Request::Open(open));
         let mut client = LocksClient::new(channel);
         let answers = within(limit, client.hold(ReceiverStream::new(waiting))).await?.into_inner();
         Ok(Stream { asks, answers, pings: 0 })
     }
 
     /// Asks for a renewal. Returns a moment that is not after the sending.
-    fn ping(&mut self) -> Result<Instant, Status> {
+    fn ping(&mut self) -> Instant {
         self.pings += 1;
         let sent = Instant::now();
-        send(&self.asks, Request::Ping(Ping { id: self.pings }))?;
-        Ok(sent)
+        send(&self.asks, Request::Ping(Ping { id: self.pings }));
+        sent
     }
 }
 
-fn send(asks: &mpsc::Sender<HoldRequest>, request: Request) -> Result<(), Status> {
-    asks.try_send(HoldRequest { request: Some(request) })
-        .map_err(|_| Status::unavailable("the member does not read"))
+/// Says something to the member, if it reads. A member that has ended the stream does not, and what
+/// it said before is still to be read; for any other the lack of an answer decides.
+fn send(asks: &mpsc::Sender<HoldRequest>, request: Request) {
+    let _ = asks.try_send(HoldRequest { request: Some(request) });
 }
 
 /// How the service of one stream ended.
@@ -197,14 +198,16 @@ impl Keeper {
                 self.endpoints.turn();
                 tokio::select! {
                     // Also when the grip is gone.
-                    _ = &mut release => return release_elsewhere(self.endpoints, self.wanted, self.token).await,
+                    _ = &mut release => {
+                        return release_elsewhere(self.endpoints, self.wanted, self.token).await;
+                    }
                     opened = self.reopen() => match opened {
                         Ok(Ok(stream)) => break stream,
                         Ok(Err(reason)) => return self.lost(reason),
+                        // The next endpoint may know more, while there is time.
                         Err(_) => {}
                     },
                 }
-                // The first attempt came at once.
                 sleep(RETRY_PAUSE).await;
             };
         }
@@ -234,10 +237,7 @@ impl Keeper {
                     if silent.is_some() {
                         return End::Broken;
                     }
-                    match stream.ping() {
-                        Ok(sent) => self.asked = Some(sent),
-                        Err(_) => return End::Broken,
-                    }
+                    self.asked = Some(stream.ping());
                 }
             }
         }
@@ -288,13 +288,13 @@ impl Keeper {
         });
         match opened.await {
             Ok((mut stream, Some(Response::Granted(granted)))) if granted.token == self.token => {
-                self.asked = Some(stream.ping()?);
+                self.asked = Some(stream.ping());
                 Ok(Ok(stream))
             }
             Ok((stream, Some(Response::Granted(_)))) => {
                 // Another place, made by this very call: it is of no use, and goes with its lease
                 // if this message does not arrive.
-                let _ = send(&stream.asks, Request::Release(GiveUp {}));
+                send(&stream.asks, Request::Release(GiveUp {}));
                 Ok(Err("the key was deleted".to_owned()))
             }
             Ok((_, Some(Response::Lost(Lost { reason })))) => Ok(Err(reason)),
@@ -308,25 +308,24 @@ impl Keeper {
     }
 
     async fn release(self, mut stream: Stream) -> Left {
-        if send(&stream.asks, Request::Release(GiveUp {})).is_ok() {
-            let answered = timeout(RELEASE_LIMIT / 2, async {
-                while let Ok(Some(answer)) = stream.answers.message().await {
-                    match answer.response {
-                        Some(Response::Released(Released { released: true })) => {
-                            return Some(Left::Released);
-                        }
-                        Some(Response::Released(Released { released: false })) => {
-                            return Some(Left::Gone("the key was deleted".to_owned()));
-                        }
-                        Some(Response::Lost(Lost { reason })) => return Some(Left::Gone(reason)),
-                        _ => {}
+        send(&stream.asks, Request::Release(GiveUp {}));
+        let answered = timeout(RELEASE_LIMIT / 2, async {
+            while let Ok(Some(answer)) = stream.answers.message().await {
+                match answer.response {
+                    Some(Response::Released(Released { released: true })) => {
+                        return Some(Left::Released);
                     }
+                    Some(Response::Released(Released { released: false })) => {
+                        return Some(Left::Gone("the key was deleted".to_owned()));
+                    }
+                    Some(Response::Lost(Lost { reason })) => return Some(Left::Gone(reason)),
+                    _ => {}
                 }
-                None
-            });
-            if let Ok(Some(left)) = answered.await {
-                return left;
             }
+            None
+        });
+        if let Ok(Some(left)) = answered.await {
+            return left;
         }
         release_elsewhere(self.endpoints, self.wanted, self.token).await
     }

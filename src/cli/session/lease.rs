@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::endpoints::{Endpoints, is_elsewhere, reason, within};
+use super::endpoints::{CALL_LIMIT, Endpoints, is_elsewhere, reason, within};
 use super::{
     Grip, Left, RELEASE_LIMIT, RETRY_PAUSE, Reach, Session, SessionError, Standing, Taken, Wanted,
     answer_limit, holder_text, renew_every, seconds, tell,
@@ -39,8 +39,6 @@ use crate::pb::v3lockpb::{self, lock_client::LockClient};
 /// A call of etcd's cannot be told not to wait: one that only tries gets this long, after a look
 /// that found nobody.
 const TRY_LIMIT: Duration = Duration::from_secs(1);
-/// How long one endpoint may take to answer a call that does not wait for anybody.
-const CALL_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a call that waits has come to.
 enum Entered {
@@ -378,9 +376,9 @@ async fn follow(channel: Channel, place: &Place) -> Result<String, Status> {
     let (asks, waiting) = mpsc::channel(1);
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     asks.try_send(request).map_err(|_| Status::internal("the queue is new"))?;
-    let opened = WatchClient::new(channel);
-    let opened = { opened }.watch(ReceiverStream::new(waiting)).await;
-    let mut answers = opened?.into_inner();
+    let mut client = WatchClient::new(channel);
+    let opened = client.watch(ReceiverStream::new(waiting));
+    let mut answers = within(CALL_LIMIT, opened).await?.into_inner();
     while let Some(answer) = answers.message().await? {
         if answer.canceled {
             break;
