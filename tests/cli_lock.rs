@@ -31,14 +31,17 @@ use proxy::Proxy;
 /// How long anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A member of the program that `HOLDFAST_LOCK_CLUSTER` names (`etcd`, found through `ETCD`): the
+/// A member of Holdfast; of etcd, found through `ETCD`, when `HOLDFAST_LOCK_CLUSTER` is `etcd`. The
 /// commands fall back to etcd's own services then.
 async fn member() -> (Cluster, String) {
-    let etcd = std::env::var("HOLDFAST_LOCK_CLUSTER").is_ok_and(|program| program == "etcd");
-    let program = if etcd { Program::Etcd } else { Program::Holdfast };
+    let program = if is_etcd() { Program::Etcd } else { Program::Holdfast };
     let cluster = Cluster::start(program, 1, &[]).await;
     let endpoint = format!("127.0.0.1:{}", cluster.client_port(0));
     (cluster, endpoint)
+}
+
+fn is_etcd() -> bool {
+    std::env::var("HOLDFAST_LOCK_CLUSTER").is_ok_and(|program| program == "etcd")
 }
 
 fn holdfast(endpoints: &str, arguments: &[&str]) -> Command {
@@ -306,7 +309,10 @@ async fn locks_are_listed_shown_watched_and_taken_by_force() {
     let channel = cluster.channel(0);
     let begin = ["lock", "jobs/a", "--owner", "me", "--", "sh", "-c", TELLS_TERM];
     let mut running = Running::begin(&at, &begin);
-    running.line().await.expect("it says that it runs");
+    let key = running.line().await.expect("it says that it runs");
+    if is_etcd() {
+        return an_etcd_tells_less(&at, &key).await;
+    }
     let token = holder(&channel, "jobs/a").await.token.to_string();
 
     for arguments in [&["locks", "ls", "jobs/"][..], &["locks", "show", "jobs/a"]] {
@@ -335,6 +341,28 @@ async fn locks_are_listed_shown_watched_and_taken_by_force() {
     assert_eq!(code(&run(&at, &release).await), Some(1));
     let shown = lock(&channel, "jobs/a").await;
     assert_eq!(shown.forced[0].reason, "test");
+}
+
+/// What the keys tell of the lock `jobs/a`; what they do not tell is refused.
+async fn an_etcd_tells_less(at: &str, key: &str) {
+    for arguments in [&["locks", "ls", "jobs/"][..], &["locks", "show", "jobs/a"]] {
+        let output = run(at, arguments).await;
+        assert_eq!(code(&output), Some(0));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let row: Vec<&str> = text.lines().nth(1).expect("a lock").split_whitespace().collect();
+        assert_eq!((row[0], row[1]), ("jobs/a", "(inferred)"), "{text}");
+        assert!(key.ends_with(row[3]), "{text}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("inferred from keys"), "{said}");
+    }
+    let release = ["locks", "release", "jobs/a", "--token", "1", "--reason", "test"];
+    for arguments in [&["locks", "watch", "jobs/a"][..], &release] {
+        let output = run(at, arguments).await;
+        assert_eq!(code(&output), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("is not available"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }
 
 fn terminate(child: &Child) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::cli::session::printable;
 use crate::pb::holdfastpb::{Forced, Lock, Place};
 
 /// What is not known, or not there.
@@ -111,12 +112,8 @@ fn forced_json(forced: &Forced) -> Value {
     })
 }
 
-/// What others have written, without what would disturb a terminal.
 fn shown(told: &str) -> String {
-    match told {
-        "" => NOTHING.to_owned(),
-        told => told.chars().map(|char| if char.is_control() { '?' } else { char }).collect(),
-    }
+    if told.is_empty() { NOTHING.to_owned() } else { printable(told) }
 }
 
 /// Milliseconds, in the unit that fits.

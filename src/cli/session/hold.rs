@@ -17,7 +17,7 @@ use tonic::{Code, Status, Streaming};
 use super::endpoints::{Endpoints, is_elsewhere, reason, within};
 use super::{
     Grip, Left, REACH_LIMIT, RELEASE_LIMIT, RETRY_PAUSE, Reach, SessionError, Standing, Taken,
-    Wanted, answer_limit, holder_text, renew_every, seconds, tell,
+    Wanted, answer_limit, holder_text, printable, renew_every, seconds, tell,
 };
 use crate::pb::holdfastpb::hold_request::{GiveUp, Open, Ping, Request};
 use crate::pb::holdfastpb::hold_response::{Granted, Lost, Released, Renewed, Response};
@@ -214,6 +214,8 @@ impl Keeper {
     }
 
     fn lost(&self, reason: String) -> Left {
+        // It may hold what somebody gave as the reason for a release by force.
+        let reason = printable(&reason);
         tell(&self.teller, Standing::Lost(reason.clone()));
         Left::Gone(reason)
     }
@@ -258,9 +260,9 @@ impl Keeper {
                 None
             }
             Some(Response::RevokeRequested(wish)) => {
-                let by = if wish.by.is_empty() { "somebody" } else { &wish.by };
+                let by = if wish.by.is_empty() { "somebody" } else { &printable(&wish.by) };
                 let name = &self.wanted.name;
-                eprintln!("holdfast: {by} asks for the lock {name}: {}", wish.reason);
+                eprintln!("holdfast: {by} asks for the lock {name}: {}", printable(&wish.reason));
                 None
             }
             Some(Response::Lost(Lost { reason })) => Some(reason),

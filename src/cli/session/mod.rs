@@ -214,6 +214,11 @@ fn tell(teller: &watch::Sender<Standing>, news: Standing) {
     });
 }
 
+/// What others have written, without what would disturb a terminal.
+pub fn printable(told: &str) -> String {
+    told.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
+}
+
 /// Who stands first, for people to read.
 fn holder_text(holder: Option<&Place>, position: i64) -> String {
     let Some(place) = holder else {
@@ -222,7 +227,7 @@ fn holder_text(holder: Option<&Place>, position: i64) -> String {
     let owner = match (place.inferred, place.owner.as_str()) {
         (true, _) => format!("key {}", place.key.escape_ascii()),
         (false, "") => "an unnamed owner".to_owned(),
-        (false, owner) => owner.to_owned(),
+        (false, owner) => printable(owner),
     };
     let client = if place.client.is_empty() { "" } else { &format!(" at {}", place.client) };
     format!("held by {owner}{client}, token {}, lease {:x}", place.token, place.lease)
