@@ -1,12 +1,15 @@
 //! Where Holdfast's locks and elections differ from etcd's on purpose.
 //!
 //! Each test reproduces a defect of etcd when it talks to etcd, and its absence when it does not.
+//! The ones that need a minute are there in a short form too, and run when `LONG_WAITS` is set.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, LockOptions, PutOptions, ResignOptions};
-use holdfast_client_tests::check::{Code, SOON, eventually, refused, silent, status_of};
-use holdfast_client_tests::raw::{self, LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use holdfast_client_tests::check::{Code, SOON, eventually, refused, report, silent, status_of};
+use holdfast_client_tests::raw::{
+    self, AnyResponse, LockRequest, LockResponse, UnlockRequest, UnlockResponse,
+};
 use holdfast_client_tests::{Cluster, target_is_etcd, within};
 
 const A_WHILE: Duration = Duration::from_millis(500);
@@ -189,6 +192,160 @@ async fn a_leases_remaining_time_survives_a_restart() {
     } else {
         // The time without a leader does not count, and a tick's worth may be forgotten.
         assert!((left - 5..=left + 2).contains(&now), "{left} s before the restart, {now} after");
+    }
+}
+
+/// The short form of a wait of more than a minute, which is the lease's whole life: see
+/// [`a_server_made_lease_lives_as_long_as_it_is_needed`].
+#[tokio::test]
+async fn the_time_of_a_server_made_lease_starts_at_the_grant() {
+    let (_cluster, mut client) = one_member().await;
+    let holder = lease(&mut client).await;
+    let held = lock(client.clone(), "m", holder).await.expect("the lock");
+    let waits = tokio::spawn(lock(client.clone(), "m", 0));
+    queued(&client, "m/", 2).await;
+    let other = eventually(SOON, "seconds of the waiter's lease have passed", || {
+        let mut client = client.clone();
+        async move {
+            let leases = client.leases().await.expect("an answer");
+            let other = leases.leases().iter().map(|l| l.id()).find(|id| *id != holder)?;
+            let left = client.lease_time_to_live(other, None).await.expect("an answer").ttl();
+            (left <= 56).then_some(other)
+        }
+    })
+    .await;
+    client.unlock(held).await.expect("unlocked");
+    let key = within(SOON, "the waiter's turn", waits).await.expect("no panic").expect("granted");
+    assert_eq!(key, format!("m/{other:x}").into_bytes());
+    let left = client.lease_time_to_live(other, None).await.expect("an answer").ttl();
+    if target_is_etcd() {
+        assert!(left <= 56, "etcd never renews it: {left}");
+    } else {
+        assert!((58..=60).contains(&left), "{left} s at the grant");
+    }
+}
+
+/// Waits for longer than the 60 s that a server-made lease lives: only when `LONG_WAITS` is set.
+///
+/// etcd 3.5 refuses the waiter when its turn comes, and both lose an unattended lock without a word;
+/// Holdfast keeps it, where it is told to, for as long as the caller's connection lives.
+#[tokio::test]
+async fn a_server_made_lease_lives_as_long_as_it_is_needed() {
+    if std::env::var_os("LONG_WAITS").is_none() {
+        report("a wait of more than a minute is left out: LONG_WAITS is not set");
+        return;
+    }
+    let flags: &[&str] = if target_is_etcd() { &[] } else { &["--holdfast-lease0=connection"] };
+    let cluster = Cluster::start_with(1, flags).await;
+    cluster.may_live(Duration::from_secs(240));
+    let mut client = cluster.client(0).await;
+    let holder = client.lease_grant(300, None).await.expect("a lease").id();
+    let held = lock(client.clone(), "m", holder).await.expect("the lock");
+    let asked = Instant::now();
+    let waits = tokio::spawn(lock(client.clone(), "m", 0));
+    queued(&client, "m/", 2).await;
+    // Of another connection, so that it can be closed.
+    let unattended = lock(cluster.client(0).await, "gone", 0).await.expect("the lock");
+    let attended = cluster.client(0).await;
+    let kept = lock(attended.clone(), "kept", 0).await.expect("the lock");
+    tokio::time::sleep_until((asked + Duration::from_secs(64)).into()).await;
+    let there =
+        async |key: &[u8]| client.clone().get(key, None).await.expect("a range").count() == 1;
+    // Renewed last when its connection ended, so it has had its 60 s too.
+    assert!(!there(&unattended).await, "nobody is there to need it");
+    assert_eq!(there(&kept).await, !target_is_etcd());
+    drop(attended);
+    client.clone().unlock(held).await.expect("unlocked");
+    let answer = within(SOON, "the waiter's turn", waits).await.expect("no panic");
+    if target_is_etcd() {
+        refused(answer, Code::Unknown, "mutex: session is expired");
+    } else {
+        let key = answer.expect("granted");
+        assert!(there(&key).await, "it holds what it was given");
+        eventually(Duration::from_secs(70), "the lock of a closed connection ends", || async {
+            (!there(&kept).await).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_candidacy_without_a_lease_tells_which_it_got() {
+    let (cluster, mut client) = one_member().await;
+    let channel = raw::channel(&cluster.endpoint(0)).await;
+    // Name and lease have the same tags in both requests.
+    let request = LockRequest { name: b"job".to_vec(), lease: 0 };
+    let path = "/v3electionpb.Election/Campaign";
+    let answer = raw::unary::<_, AnyResponse>(&channel, path, request).await.expect("elected");
+    let leader = client.leader("job").await.expect("a leader").take_kv().expect("a pair");
+    assert_eq!(leader.key(), format!("job/{:x}", leader.lease()).into_bytes());
+    let told = ["holdfast-lease-id", "holdfast-lease-ttl", "holdfast-fence"]
+        .map(|name| raw::metadata(&answer, name));
+    if target_is_etcd() {
+        assert_eq!(told, [None, None, None]);
+    } else {
+        let fence = leader.create_revision().to_string();
+        assert_eq!(told, [Some(leader.lease().to_string()), Some("60".to_owned()), Some(fence)]);
+    }
+}
+
+/// The same on both: holds are counted in our own service only.
+#[tokio::test]
+async fn a_lock_taken_twice_with_one_lease_is_released_once() {
+    let (_cluster, mut client) = one_member().await;
+    let (twice, next) = (lease(&mut client).await, lease(&mut client).await);
+    let token = async |key: &[u8]| {
+        client.clone().get(key, None).await.expect("a range").kvs()[0].create_revision()
+    };
+    let first = lock(client.clone(), "m", twice).await.expect("the lock");
+    let its = token(&first).await;
+    let waits = tokio::spawn(lock(client.clone(), "m", next));
+    queued(&client, "m/", 2).await;
+    let again = lock(client.clone(), "m", twice).await.expect("the lock");
+    assert_eq!((&again, token(&again).await), (&first, its), "its place in the queue is its own");
+    client.clone().unlock(again).await.expect("unlocked");
+    let key = within(SOON, "the waiter's turn", waits).await.expect("no panic").expect("granted");
+    assert!(token(&key).await > its, "tokens go up");
+    let gone = client.get(first, None).await.expect("a range").count();
+    assert_eq!(gone, 0);
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct OwnProclaimRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    name: Vec<u8>,
+    #[prost(int64, tag = "2")]
+    term: i64,
+}
+
+#[tokio::test]
+async fn our_own_services_have_a_code_for_each_refusal() {
+    let (cluster, mut client) = one_member().await;
+    // On etcd's service both have etcd's one code for everything.
+    let key = etcd_client::LeaderKey::new().with_name("job").with_key("job/1267").with_rev(7);
+    let options = etcd_client::ProclaimOptions::new().with_leader(key);
+    refused(client.proclaim("v", Some(options)).await, Code::Unknown, "election: not leader");
+    refused(client.leader("job").await, Code::Unknown, "election: no leader");
+    let channel = raw::channel(&cluster.endpoint(0)).await;
+    let acquire = LockRequest { name: b"m".to_vec(), lease: 4711 };
+    let acquired: Result<_, _> =
+        raw::unary::<_, AnyResponse>(&channel, "/holdfast.v1.Locks/Acquire", acquire).await;
+    let proclaim = OwnProclaimRequest { name: b"job".to_vec(), term: 7 };
+    let path = "/holdfast.v1.Elections/Proclaim";
+    let proclaimed = raw::unary::<_, AnyResponse>(&channel, path, proclaim).await;
+    let told = [acquired, proclaimed].map(|answer| {
+        let status = answer.expect_err("refused");
+        (status.code(), status.message().to_owned())
+    });
+    if target_is_etcd() {
+        assert!(told.iter().all(|(code, _)| *code == Code::Unimplemented), "{told:?}");
+    } else {
+        let text = |t: &str| t.to_owned();
+        let expected = [
+            (Code::NotFound, text("holdfast: lease not found")),
+            (Code::FailedPrecondition, text("holdfast: stale token")),
+        ];
+        assert_eq!(told, expected);
     }
 }
 
