@@ -15,6 +15,8 @@ pub mod check;
 pub mod crowd;
 pub mod etcdctl;
 pub mod history;
+pub mod holders;
+pub mod holding;
 pub mod load;
 pub mod memory;
 pub mod ports;
