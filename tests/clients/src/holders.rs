@@ -22,7 +22,6 @@ use tonic::transport::Channel;
 use crate::check::{eventually, within};
 use crate::holding::{Answered, Asked, Call, Change, GUARDED, History, Limits, QUEUES};
 use crate::process::{Cluster, connect};
-use crate::program::target_is_etcd;
 use crate::raw::{self, LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 
 /// Of the clients' own leases, which nobody renews: longer than any run waits for one of them.
@@ -608,13 +607,13 @@ async fn ask(
         Manner::Campaign => {
             let answer = link.client.campaign(queue, value, lease).await.ok()?;
             let leader = answer.leader()?;
-            // etcd's header is from when the candidate began to wait.
-            let revision = (!target_is_etcd()).then(|| answer.header().map(|h| h.revision()));
-            Some(Answered::Granted {
-                key: leader.key_str().ok()?.to_owned(),
-                token: Some(leader.rev()),
-                revision: revision.flatten(),
-            })
+            // The header is from when the candidate began to wait, so a read tells when it leads.
+            let key = leader.key_str().ok()?;
+            let read = link.client.get(key, None).await.ok();
+            let read =
+                read.filter(|r| r.kvs().iter().any(|kv| kv.create_revision() == leader.rev()));
+            let revision = read.and_then(|read| Some(read.header()?.revision()));
+            Some(Answered::Granted { key: key.to_owned(), token: Some(leader.rev()), revision })
         }
         Manner::Recipe => recipe(&mut link.client, &queue, lease).await.ok().flatten(),
     }

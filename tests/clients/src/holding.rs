@@ -35,7 +35,7 @@ pub enum Rule {
     LeaseEnds,
     /// Writes under a token happen during its hold only, and are refused only outside of it.
     Fencing,
-    /// What was given up leaves no key behind.
+    /// What was given up leaves no key behind, unless its member was killed.
     NoGhost,
     /// Whoever is next is told so in time.
     NoLostWakeUp,
@@ -107,7 +107,7 @@ pub enum Asked {
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
-    /// `token` as far as it was told with the grant; `revision` as far as it is that of the grant.
+    /// `token` as far as it was told with the grant; `revision`, if known, is one at which it holds.
     Granted {
         key: String,
         token: Option<i64>,
@@ -652,6 +652,10 @@ impl Check<'_> {
             let crossed = |(began, ended): &(Instant, Instant)| {
                 *began <= life.born && life.headed.is_some_and(|(_, seen)| seen <= *ended)
             };
+            // A member that is killed cannot clean up for those who asked it.
+            if history.disturbed(life.born, gone) {
+                continue;
+            }
             if let Some((_, since)) = life.headed
                 && !went.get(name).is_some_and(|calls| calls.iter().any(crossed))
                 && history.late(since, gone, history.limits.clean_up)
