@@ -98,7 +98,8 @@ struct Hold {
 impl Hold {
     fn leader_key(&self) -> LeaderKey {
         let name = format!("{QUEUES}{}", self.name);
-        LeaderKey::new().with_name(name).with_key(self.key.as_str()).with_rev(self.token)
+        let key = LeaderKey::new().with_name(name).with_key(self.key.as_str());
+        key.with_rev(self.token).with_lease(self.lease())
     }
 
     /// The lease that the key is named after.

@@ -603,7 +603,9 @@ impl Check<'_> {
                     for (key, nth) in by_lease.get(lease).into_iter().flatten() {
                         let life = self.lives_of(key).nth(*nth).expect("counted");
                         if life.lives_at(*revision) || life.token > *revision {
-                            found.push((Rule::LeaseEnds, format!("{}, but {life}", what())));
+                            let late = life.ended.map(|e| e.1.duration_since(call.ended));
+                            let what = format!("{}, but {life}, {late:?} later", what());
+                            found.push((Rule::LeaseEnds, what));
                         }
                     }
                 }

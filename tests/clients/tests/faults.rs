@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, GetOptions, LockOptions, ProclaimOptions, PutOptions};
 use holdfast_client_tests::check::{AFTER_ELECTION, SOON, eventually, report, silent, spread};
 use holdfast_client_tests::load::Load;
-use holdfast_client_tests::process::Exit;
+use holdfast_client_tests::process::{Exit, connect};
 use holdfast_client_tests::{Cluster, target_is_etcd, within};
 
 /// The promise is much shorter; this only tells slow from broken on a busy machine.
@@ -146,6 +146,76 @@ async fn waiting_locks_survive_the_leader_and_are_granted_in_order() {
         }
         cluster.restart(leader).await;
     }
+}
+
+/// Two calls wait on each member, the leader among them, while one leader after the other is killed.
+/// Whose member dies asks elsewhere with the same lease, which brings its place back.
+#[tokio::test]
+async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_once() {
+    const WAITERS: usize = 6;
+    let mut cluster = Cluster::start(3).await;
+    let endpoints: Vec<String> = (0..3).map(|member| cluster.endpoint(member)).collect();
+    let mut client = cluster.client(0).await;
+    let holder = lease(&mut client).await;
+    let options = LockOptions::new().with_lease(holder);
+    let mut held = client.lock("many", Some(options)).await.expect("the lock").key().to_vec();
+    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
+    for waiter in 0..WAITERS {
+        let id = lease(&mut client).await;
+        let (told, failed, endpoints) = (told.clone(), failed.clone(), endpoints.clone());
+        tokio::spawn(async move {
+            for member in (waiter..).map(|n| n % 3) {
+                let mut asked = connect(&endpoints[member]).await;
+                let options = LockOptions::new().with_lease(id);
+                match asked.lock("many", Some(options)).await {
+                    Ok(answer) => {
+                        told.send((waiter, answer.key().to_vec())).expect("the test listens");
+                        return;
+                    }
+                    Err(error) => {
+                        failed.send((member, error)).expect("the test listens");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+        });
+        wait_for_queue(&client, "many/", waiter + 2).await;
+    }
+    let mut order = Vec::new();
+    let mut newest = 0;
+    for round in 0..WAITERS {
+        if round < 4 {
+            let leader = cluster.leader().await;
+            cluster.kill(leader);
+            cluster.leader().await;
+            silent(Duration::from_millis(50), "the lock is held", hears.recv()).await;
+            while let Ok((member, error)) = failures.try_recv() {
+                assert!(member == leader || target_is_etcd(), "on {member}, which lives: {error}");
+            }
+            cluster.restart(leader).await;
+            client = cluster.client(0).await;
+            // All are back in the queue, be it because they never left it.
+            wait_for_queue(&client, "many/", WAITERS + 1 - round).await;
+        }
+        client.unlock(held.as_slice()).await.expect("unlocked");
+        let next = within(AFTER_ELECTION, "the next grant", hears.recv()).await;
+        let (waiter, key) = next.expect("the waiters are there");
+        let kv = client.get(key.clone(), None).await.expect("a range").take_kvs().remove(0);
+        assert!(kv.create_revision() > newest, "tokens go up");
+        newest = kv.create_revision();
+        held = key;
+        order.push(waiter);
+    }
+    client.unlock(held).await.expect("unlocked");
+    assert_eq!(queue(&mut client, "many/").await, [""; 0]);
+    drop((told, failed));
+    assert_eq!(hears.recv().await, None, "each was granted once");
+    if target_is_etcd() {
+        // A waiter of etcd that hears of another leader loses its place.
+        order.sort_unstable();
+    }
+    assert_eq!(order, Vec::from_iter(0..WAITERS));
 }
 
 #[tokio::test]
