@@ -452,7 +452,7 @@ impl Run {
         let options =
             GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
         while since.elapsed() < JANITOR {
-            let answer = link.client.get(queue.as_str(), Some(options.clone().with_limit(0)));
+            let answer = link.client.get(queue.as_str(), Some(options.clone()));
             if let Ok(Ok(answer)) = tokio::time::timeout(PATIENCE, answer).await {
                 let place = answer.kvs().iter().position(|kv| kv.key() == key.as_bytes());
                 let first = place == Some(0) && since.elapsed() < PAUSE_AFTER_ERROR;
