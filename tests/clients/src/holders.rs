@@ -370,7 +370,8 @@ impl Run {
                 (Answered::GivenUp, Manner::Recipe) => Answered::Failed,
                 _ => answered.clone(),
             };
-            self.push(Asked::Enter { name: name.clone(), key: key.clone() }, noted, began);
+            let served = manner != Manner::Recipe;
+            self.push(Asked::Enter { name: name.clone(), key: key.clone(), served }, noted, began);
             let kept = match answered {
                 Answered::Granted { key, token, .. } => {
                     self.granted.fetch_add(1, Ordering::Relaxed);
@@ -501,7 +502,8 @@ impl Run {
             let (began, queue) = (Instant::now(), format!("{QUEUES}{name}"));
             let again = ask(link.clone(), manner, queue, hold.lease(), String::new());
             let again = tokio::time::timeout(PATIENCE, again).await.ok().flatten();
-            let asked = Asked::Enter { name: name.to_owned(), key: Some(hold.key.clone()) };
+            let key = Some(hold.key.clone());
+            let asked = Asked::Enter { name: name.to_owned(), key, served: true };
             self.push(asked, again.unwrap_or(Answered::Failed), began);
         }
         let ends = random.random_bool(0.04);

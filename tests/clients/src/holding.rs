@@ -39,7 +39,7 @@ pub enum Rule {
     NoGhost,
     /// Whoever is next is told so in time.
     NoLostWakeUp,
-    /// Whoever can never be granted is told so in time.
+    /// Whoever waits on the server and can never be granted is told so in time.
     HearsTheEnd,
     /// What is said of the leader is what its queue says at that revision.
     Leader,
@@ -75,10 +75,12 @@ pub struct Change {
 /// What a client asked for.
 #[derive(Debug, Clone)]
 pub enum Asked {
-    /// A lock or a leadership; the key it will have, unless the server makes the lease.
+    /// A lock or a leadership; the key it will have, unless the server makes the lease; whether the
+    /// server waits, and not the client, which looks only at the key before its own.
     Enter {
         name: String,
         key: Option<String>,
+        served: bool,
     },
     /// A write to `h/g/NAME` of `TOKEN TEXT` if the create revision of the key is the token.
     Guarded {
@@ -378,7 +380,7 @@ impl Check<'_> {
             }
         }
         for call in &self.history.calls {
-            let (Asked::Enter { name, key: own }, Answered::Granted { key, token, revision }) =
+            let (Asked::Enter { name, key: own, .. }, Answered::Granted { key, token, revision }) =
                 (&call.asked, &call.answered)
             else {
                 continue;
@@ -449,7 +451,7 @@ impl Check<'_> {
         let history = self.history;
         let Limits { wake_up, clean_up } = history.limits;
         for call in &history.calls {
-            let Asked::Enter { key: own, .. } = &call.asked else { continue };
+            let Asked::Enter { key: own, served, .. } = &call.asked else { continue };
             let life = match (&call.answered, own) {
                 (Answered::Granted { key, token, revision }, _) => {
                     self.granted_life(key, *token, *revision)
@@ -473,6 +475,7 @@ impl Check<'_> {
                     }
                 }
                 if let Some((_, seen)) = life.ended
+                    && *served
                     && history.late(seen.max(call.began), call.ended, wake_up)
                 {
                     let took = call.ended.duration_since(seen);
@@ -628,7 +631,7 @@ impl Check<'_> {
                 Asked::Enter { key: Some(key), .. } => {
                     claimed.insert(key);
                 }
-                Asked::Enter { name, key: None } if call.answered == Answered::GivenUp => {
+                Asked::Enter { name, key: None, .. } if call.answered == Answered::GivenUp => {
                     went.entry(name).or_default().push((call.began, call.ended + CROSSING));
                 }
                 _ => {}

@@ -44,7 +44,12 @@ impl Story {
 
     fn asks(&mut self, began: i64, ended: i64, key: &str, answered: Answered) {
         let name = name_of(key).expect("a queue key").to_owned();
-        self.call(began, ended, Asked::Enter { name, key: Some(key.to_owned()) }, answered);
+        self.call(
+            began,
+            ended,
+            Asked::Enter { name, key: Some(key.to_owned()), served: true },
+            answered,
+        );
     }
 
     /// Asked at `began`, granted at `revision` with `token`, answered at once.
@@ -234,7 +239,7 @@ fn a_key_of_nobody_that_others_wait_for_is_found() {
     story.leaves(100, "h/q/m/d");
     story.finds(Rule::NoGhost);
     // Unless the grant crossed with its going away.
-    let asked = Asked::Enter { name: "m".to_owned(), key: None };
+    let asked = Asked::Enter { name: "m".to_owned(), key: None, served: true };
     story.call(31, 33, asked, Answered::GivenUp);
     story.good();
 }
@@ -268,6 +273,13 @@ fn a_waiter_that_is_not_told_of_its_end_is_found() {
     story.granted(3, C, 4, 10);
     story.leaves(18, C);
     story.finds(Rule::HearsTheEnd);
+    // A client that waits by itself has only itself to ask.
+    for call in &mut story.history.calls {
+        if let Asked::Enter { served, .. } = &mut call.asked {
+            *served = false;
+        }
+    }
+    story.good();
 }
 
 #[test]
