@@ -333,6 +333,11 @@ impl History {
         at > deadline
     }
 
+    /// Whether a member was killed between the two.
+    fn killed_within(&self, from: Instant, to: Instant) -> bool {
+        self.faults.iter().any(|(killed, _)| (from..to).contains(killed))
+    }
+
     /// Whether a fault was going on at some time between the two.
     fn disturbed(&self, from: Instant, to: Instant) -> bool {
         self.faults.iter().any(|(began, ended)| *began < to && *ended > from)
@@ -483,7 +488,9 @@ impl Check<'_> {
                 }
                 // A grant that crossed with the going away is the client's to give back.
                 let crossed = life.headed.is_some_and(|(_, seen)| seen <= call.ended + CROSSING);
-                if call.answered == Answered::GivenUp && !crossed {
+                // A member that is killed cannot clean up.
+                let killed = history.killed_within(call.began, call.ended + clean_up);
+                if call.answered == Answered::GivenUp && !crossed && !killed {
                     let gone = life.ended.map(|(_, seen)| seen);
                     if gone.is_none_or(|gone| history.late(call.ended, gone, clean_up)) {
                         let took = gone.map(|gone| gone.duration_since(call.ended));

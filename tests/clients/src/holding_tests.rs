@@ -227,6 +227,13 @@ fn a_ghost_key_is_found() {
     stays_until(None).finds(Rule::NoGhost);
     stays_until(Some(80)).finds(Rule::NoGhost);
     stays_until(Some(30)).good();
+    // A member killed meanwhile may have been the one to remove it; one killed before was not.
+    let mut story = stays_until(Some(80));
+    story.history.faults.push((story.at(22), story.at(23)));
+    story.good();
+    let mut story = stays_until(Some(80));
+    story.history.faults.push((story.at(10), story.at(12)));
+    story.finds(Rule::NoGhost);
 }
 
 #[test]
