@@ -16,8 +16,9 @@
 #   GROUPS_WANTED which groups of cases, separated by spaces; see below      (kv)
 #
 # A group begins with two fresh clusters, that of etcd and that of Holdfast. Both run until its end,
-# and the order changes from round to round, so that what else the machine does meets both alike. Members and generator share the machine: the table says which of
-# the two needs less for the same work here, not what either reaches on machines of its own.
+# and the order changes from round to round, so that what else the machine does meets both alike.
+# Members and generator share the machine: the table says which of the two needs less for the same
+# work here, not what either reaches on machines of its own.
 
 set -euo pipefail
 

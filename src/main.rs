@@ -35,7 +35,7 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 /// Lets the allocator keep what it has: freed memory is used again, but not returned.
 ///
 /// Returning it in pieces takes the kernel's large pages apart, and every piece that is needed
-/// again is zeroed first: a quarter of the CPU under writes.
+/// again is zeroed first: docs/decisions/0009.
 fn keep_memory() {
     // SAFETY: sets one of the allocator's numbers; allowed at any time, from any thread.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }

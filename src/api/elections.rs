@@ -5,7 +5,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
-use crate::concurrency::client::{self, Own};
+use crate::concurrency::client;
 use crate::concurrency::election::{Observer, Seen, is_attached};
 use crate::concurrency::{Queues, locks};
 use crate::machine::{Proclaim, QueueKey};
@@ -17,7 +17,7 @@ use crate::types::{LeaseId, Timestamp};
 
 use super::connection::Connection;
 use super::locks::convert::{self, Moment, header};
-use super::locks::{checked_name, checked_text, checked_token, checked_ttl, wait_of};
+use super::locks::{checked_name, checked_token, own, wait_of};
 use super::status::{self, LockRefusal};
 
 pub struct ElectionsService {
@@ -42,14 +42,7 @@ impl Elections for ElectionsService {
     ) -> Result<Response<pb::CampaignResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
         let request = request.into_inner();
-        let own = Own {
-            owner: checked_text("owner", request.owner)?,
-            client,
-            ttl_seconds: checked_ttl(request.ttl_seconds)?,
-            only_if_free: false,
-            renew: false,
-            joined: None,
-        };
+        let own = own(request.owner, client, request.ttl_seconds)?;
         let enter = client::Request {
             name: checked_name(request.name)?,
             lease: LeaseId(request.lease),

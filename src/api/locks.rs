@@ -80,7 +80,7 @@ pub(super) fn checked_name(name: Bytes) -> Result<Bytes, Status> {
     if name.is_empty() { Err(LockRefusal::EmptyName.into()) } else { Ok(name) }
 }
 
-pub(super) fn checked_text(what: &'static str, text: String) -> Result<String, Status> {
+fn checked_text(what: &'static str, text: String) -> Result<String, Status> {
     if text.len() > MAX_TEXT_BYTES {
         return Err(LockRefusal::TextTooLong { what, most: MAX_TEXT_BYTES }.into());
     }
@@ -91,12 +91,24 @@ pub(super) fn checked_token(token: i64) -> Result<i64, Status> {
     if token > 0 { Ok(token) } else { Err(LockRefusal::NoToken.into()) }
 }
 
-pub(super) fn checked_ttl(ttl_seconds: i64) -> Result<i64, Status> {
+fn checked_ttl(ttl_seconds: i64) -> Result<i64, Status> {
     match ttl_seconds {
         0 => Ok(SESSION_TTL_SECONDS),
         1..=MAX_TTL_SECONDS => Ok(ttl_seconds),
         _ => Err(LockRefusal::Ttl { most: MAX_TTL_SECONDS }.into()),
     }
+}
+
+/// What a call that waits for its answer says of itself.
+pub(super) fn own(owner: String, client: String, ttl_seconds: i64) -> Result<Own, Status> {
+    Ok(Own {
+        owner: checked_text("owner", owner)?,
+        client,
+        ttl_seconds: checked_ttl(ttl_seconds)?,
+        only_if_free: false,
+        renew: false,
+        joined: None,
+    })
 }
 
 pub(super) fn wait_of(wait_ms: Option<i64>) -> Wait {
@@ -115,14 +127,7 @@ impl Locks for LocksService {
     ) -> Result<Response<pb::AcquireResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
         let request = request.into_inner();
-        let own = Own {
-            owner: checked_text("owner", request.owner)?,
-            client,
-            ttl_seconds: checked_ttl(request.ttl_seconds)?,
-            only_if_free: false,
-            renew: false,
-            joined: None,
-        };
+        let own = own(request.owner, client, request.ttl_seconds)?;
         let enter = client::Request {
             name: checked_name(request.name)?,
             lease: LeaseId(request.lease),
