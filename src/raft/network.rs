@@ -367,3 +367,134 @@ impl RaftNetworkV2<Raft> for Network {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures::FutureExt;
+    use openraft::EntryPayload;
+    use openraft::alias::CommittedLeaderIdOf;
+    use tonic::{Request, Response};
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::pb::peer::raft_server::{self, RaftServer};
+    use crate::raft::types::{LogEntry, LogId};
+    use crate::types::{ClusterId, MemberId};
+
+    fn log_id(index: u64) -> LogId {
+        LogId { leader_id: CommittedLeaderIdOf::<Raft>::new(1), index }
+    }
+
+    fn request(prev: u64, entries: &[u64]) -> AppendEntriesRequest<Raft> {
+        let entry = |index: &u64| LogEntry { log_id: log_id(*index), payload: EntryPayload::Blank };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(log_id(prev)),
+            entries: entries.iter().map(entry).collect(),
+            leader_commit: Some(log_id(prev)),
+        }
+    }
+
+    /// A follower that takes everything, and keeps whether it was to answer.
+    #[derive(Clone, Default)]
+    struct Follower {
+        quiet: Arc<Mutex<Vec<bool>>>,
+        streams: Arc<Mutex<usize>>,
+    }
+
+    #[tonic::async_trait]
+    impl raft_server::Raft for Follower {
+        type AppendStream = BoxStream<'static, Result<Frame, Status>>;
+
+        async fn append(
+            &self,
+            request: Request<Streaming<Frame>>,
+        ) -> Result<Response<Self::AppendStream>, Status> {
+            *self.streams.lock().unwrap() += 1;
+            let seen = self.quiet.clone();
+            let answers = request.into_inner().filter_map(move |frame| {
+                let frame = frame.unwrap();
+                seen.lock().unwrap().push(frame.quiet);
+                let asked: AppendEntriesRequest<Raft> = frame::decode(&frame).unwrap();
+                let last = asked.entries.last().map(|entry| entry.log_id).or(asked.prev_log_id);
+                let answer: StreamAppendResult<Raft> = Ok(last);
+                std::future::ready((!frame.quiet).then(|| frame::encode(&answer)))
+            });
+            Ok(Response::new(answers.boxed()))
+        }
+
+        async fn vote(&self, _: Request<Frame>) -> Result<Response<Frame>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn pre_vote(&self, _: Request<Frame>) -> Result<Response<Frame>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn transfer_leader(&self, _: Request<Frame>) -> Result<Response<Frame>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
+        async fn snapshot(&self, _: Request<Streaming<Frame>>) -> Result<Response<Frame>, Status> {
+            Err(Status::unimplemented(""))
+        }
+    }
+
+    async fn network(follower: &Follower) -> Network {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let server = tonic::transport::Server::builder()
+            .add_service(RaftServer::new(follower.clone()))
+            .serve_with_incoming(incoming);
+        tokio::spawn(server);
+        let links =
+            Arc::new(Links::new(ClusterId(1), MemberId(1), Arc::new(ManualClock::default())));
+        let node = PeerNode { name: "peer".to_owned(), peer_urls: vec![url] };
+        NetworkFactory { links }.new_client(2, &node).await
+    }
+
+    /// One session with these requests; its answers.
+    async fn session(
+        network: &mut Network,
+        requests: Vec<AppendEntriesRequest<Raft>>,
+    ) -> Vec<Option<LogId>> {
+        let option = RPCOption::new(Duration::from_secs(5));
+        let responses = network.stream_append(futures::stream::iter(requests), option).await;
+        let answers = responses.unwrap().map(|answer| answer.unwrap().unwrap());
+        answers.collect().await
+    }
+
+    #[tokio::test]
+    async fn a_commit_alone_goes_with_the_entries_behind_it_or_unanswered() {
+        let follower = Follower::default();
+        let mut network = network(&follower).await;
+        let requests = vec![request(1, &[]), request(1, &[2]), request(2, &[]), request(2, &[3])];
+        let answers = session(&mut network, requests).await;
+        // The first of a session asks where the peer stands.
+        assert_eq!(answers, [1, 2, 3].map(|index| Some(log_id(index))));
+        assert_eq!(*follower.quiet.lock().unwrap(), [false, false, false]);
+
+        let answers = session(&mut network, vec![request(3, &[4]), request(4, &[])]).await;
+        assert_eq!(answers, [Some(log_id(4))]);
+        assert_eq!(*follower.streams.lock().unwrap(), 1, "sessions share a stream");
+        // A refusal of the last one could still come: the next session has a stream of its own.
+        let answers = session(&mut network, vec![request(4, &[5])]).await;
+        assert_eq!(answers, [Some(log_id(5))]);
+        assert_eq!(*follower.streams.lock().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_called_before_there_is_a_request() {
+        let follower = Follower::default();
+        let mut network = network(&follower).await;
+        let option = RPCOption::new(Duration::from_secs(5));
+        let pause = futures::stream::pending::<AppendEntriesRequest<Raft>>();
+        assert!(network.stream_append(pause, option).now_or_never().is_none());
+        assert_eq!(*follower.streams.lock().unwrap(), 0);
+        assert_eq!(session(&mut network, Vec::new()).await, []);
+        assert_eq!(*follower.streams.lock().unwrap(), 0);
+    }
+}
