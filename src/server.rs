@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -107,6 +108,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
             client_urls = %config.advertise_client_urls.join(","),
             "ready to serve client requests"
         );
+        tell_service_manager(NotifyState::Ready);
         std::future::pending::<Result<(), ServerError>>().await
     };
     let ended = tokio::select! {
@@ -122,6 +124,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         return Err(error);
     }
     tracing::info!("stopping");
+    tell_service_manager(NotifyState::Stopping);
     member.node.hand_over().await;
     member.node.stop();
     stop.send_replace(true);
@@ -186,6 +189,13 @@ fn client_connections(config: &Config) -> Connections {
         connection_window_bytes: CONNECTION_WINDOW_BYTES,
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
+    }
+}
+
+/// For systemd's `Type=notify`; without `NOTIFY_SOCKET` in the environment nobody is told.
+fn tell_service_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be told how far this member is");
     }
 }
 

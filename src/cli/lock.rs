@@ -212,7 +212,7 @@ fn begin(name: &str, grip: &Grip, guard: &Guard) -> io::Result<Option<tokio::pro
 }
 
 /// A number with `ms`, `s`, `m` or `h`; without a unit it counts seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
         "ms" => 0.001,

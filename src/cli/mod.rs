@@ -4,6 +4,7 @@
 //! does, and uses nothing of the server in this process.
 
 mod bench;
+mod health;
 mod lock;
 mod locks;
 mod session;
@@ -18,6 +19,8 @@ use clap::Subcommand;
 pub enum Command {
     /// Measure any etcd v3 endpoints under load
     Bench(bench::Options),
+    /// Ask members whether they can answer
+    Health(health::Options),
     /// Run a command while holding a lock
     Lock(lock::LockOptions),
     /// Run a command while leading an election
@@ -32,6 +35,7 @@ pub enum Command {
 pub fn run(command: Command) -> ExitCode {
     match command {
         Command::Bench(options) => bench::run(&options),
+        Command::Health(options) => alone(health::run(options)),
         Command::Lock(options) => alone(lock::lock(options)),
         Command::Elect(options) => alone(lock::elect(options)),
         Command::Locks(options) => alone(locks::run(options)),

@@ -19,9 +19,9 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
+use crate::addresses::{Addresses, connect};
 use crate::check::{eventually, within};
 use crate::holding::{Answered, Asked, Call, Change, GUARDED, History, Limits, QUEUES};
-use crate::process::{Cluster, connect};
 use crate::raw::{self, LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 
 /// Of the clients' own leases, which nobody renews: longer than any run waits for one of them.
@@ -118,7 +118,7 @@ pub struct Crowd {
 
 impl Crowd {
     /// Starts so many clients on so many names.
-    pub async fn start(cluster: &Cluster, clients: usize, names: usize, seed: u64) -> Crowd {
+    pub async fn start(cluster: &Addresses, clients: usize, names: usize, seed: u64) -> Crowd {
         let endpoints = (0..cluster.size()).map(|m| cluster.endpoint(m)).collect();
         let run = Arc::new(Run {
             endpoints,
@@ -161,7 +161,7 @@ impl Crowd {
     /// Stops the clients, waits for the last of their keys to go, and gives all that was recorded.
     pub async fn finish(
         mut self,
-        cluster: &Cluster,
+        cluster: &Addresses,
         faults: Vec<(Instant, Instant)>,
         limits: Limits,
     ) -> History {

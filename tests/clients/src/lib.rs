@@ -11,6 +11,7 @@
 //! Where Holdfast differs from etcd on purpose, a test asks [`target_is_etcd`] and expects the
 //! behaviour of the one it talks to; there is no third possibility and no test is left out.
 
+pub mod addresses;
 pub mod check;
 pub mod crowd;
 pub mod etcdctl;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 use tokio::task::JoinHandle;
 
+use crate::addresses::{Addresses, connect};
 use crate::check::eventually;
 use crate::history::{Answered, Asked, Operation, Summary, Written, check, witness};
-use crate::process::{Cluster, connect};
 
 /// All keys of the load are under this.
 pub const PREFIX: &str = "load/";
@@ -47,7 +47,7 @@ struct Notes {
 impl Load {
     /// On each member two workers that put, each to a few keys of its own, and one that increments
     /// one of two counters all members share.
-    pub fn start(cluster: &Cluster) -> Load {
+    pub fn start(cluster: &Addresses) -> Load {
         let notes = Arc::new(Notes::default());
         let mut workers = Vec::new();
         for member in 0..cluster.size() {
@@ -83,7 +83,7 @@ impl Load {
 
     /// From now on puts to each of `members` every 25 ms, whatever became of the puts before, so that
     /// [`Load::longest_gap`] shows the cluster's silence and not the patience of stuck workers.
-    pub async fn probe(&mut self, cluster: &Cluster, members: &[usize]) {
+    pub async fn probe(&mut self, cluster: &Addresses, members: &[usize]) {
         for member in members {
             let (notes, member) = (self.notes.clone(), *member);
             let client = cluster.client(member).await;
@@ -106,7 +106,7 @@ impl Load {
     /// `since` to that. The calls still open go on and are waited for by [`Load::finish`].
     pub async fn time_to_next_write(
         &mut self,
-        cluster: &Cluster,
+        cluster: &Addresses,
         members: &[usize],
         since: Instant,
     ) -> Duration {
@@ -155,7 +155,7 @@ impl Load {
     /// # Panics
     ///
     /// If the members differ or the history does not fit what the clients were told.
-    pub async fn finish(self, cluster: &Cluster) -> Summary {
+    pub async fn finish(self, cluster: &Addresses) -> Summary {
         self.notes.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
             worker.await.expect("a worker does not panic");

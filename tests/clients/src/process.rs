@@ -5,8 +5,10 @@
 //! printed; one that passes leaves nothing behind.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -14,11 +16,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::check::{AFTER_ELECTION, SOON, eventually, within};
+use crate::addresses::Addresses;
+use crate::check::{AFTER_ELECTION, SOON, within};
 use crate::ports::Port;
 use crate::program::{command, program};
 
@@ -45,6 +47,7 @@ pub enum Exit {
 /// Dropping it kills the members and removes their data.
 #[derive(Debug)]
 pub struct Cluster {
+    addresses: Addresses,
     members: Vec<Member>,
     dir: TempDir,
     watchdog: Watchdog,
@@ -94,7 +97,7 @@ impl Cluster {
             .collect::<Vec<_>>()
             .join(",");
         let token = dir.path().file_name().expect("it has a name").to_string_lossy().into_owned();
-        let members = names
+        let members: Vec<Member> = names
             .into_iter()
             .zip(ports)
             .map(|(name, (client, peer))| {
@@ -120,23 +123,15 @@ impl Cluster {
                 Member { name, client, peer, arguments, log, child: None }
             })
             .collect();
+        let url = |member: &Member| format!("http://127.0.0.1:{}", member.client.number());
+        let addresses = Addresses::new(members.iter().map(url).collect());
         let watchdog = Watchdog::start();
-        Cluster { members, dir, watchdog, _places: places }
+        Cluster { addresses, members, dir, watchdog, _places: places }
     }
 
     /// Lets the cluster live this long from now, for a test that takes longer than two minutes.
     pub fn may_live(&self, time: Duration) {
         self.watchdog.put_off(time);
-    }
-
-    /// How many members the cluster has, running or not.
-    pub fn size(&self) -> usize {
-        self.members.len()
-    }
-
-    /// The client URL of a member.
-    pub fn endpoint(&self, member: usize) -> String {
-        format!("http://127.0.0.1:{}", self.client_port(member))
     }
 
     /// The port that a member serves clients on.
@@ -178,19 +173,20 @@ impl Cluster {
         runs
     }
 
-    /// A client that talks to this member and no other.
-    pub async fn client(&self, member: usize) -> Client {
-        connect(&self.endpoint(member)).await
-    }
-
     /// Starts a member's process and does not wait for anything.
     pub fn spawn(&mut self, member: usize) {
+        self.spawn_with(member, &[]);
+    }
+
+    /// As [`Cluster::spawn`], with these variables in its environment.
+    pub fn spawn_with(&mut self, member: usize, environment: &[(&str, &OsStr)]) {
         let m = &mut self.members[member];
         assert!(m.child.is_none(), "{} runs already", m.name);
         let log =
             File::options().create(true).append(true).open(&m.log).expect("a log can be made");
         let child = command(program())
             .args(&m.arguments)
+            .envs(environment.iter().copied())
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle can be copied"))
@@ -207,12 +203,11 @@ impl Cluster {
     ///
     /// If its process ends instead, or it takes too long.
     pub async fn serving(&mut self, member: usize) {
-        let endpoint = self.endpoint(member);
         let what = format!("{} serves linearizable reads", self.members[member].name);
         within(AFTER_ELECTION + SOON, &what, async {
             loop {
                 assert!(self.runs(member), "{} ended at start", self.members[member].name);
-                if answers_a_read(&endpoint).await {
+                if self.serves(member).await {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -275,27 +270,7 @@ impl Cluster {
     /// The member that leads, once all running members agree on one that runs.
     pub async fn leader(&mut self) -> usize {
         let running: Vec<usize> = (0..self.size()).filter(|m| self.runs(*m)).collect();
-        let this = &*self;
-        let running = &running;
-        eventually(AFTER_ELECTION, "a leader all running members agree on", || async move {
-            let (mut ids, mut leaders) = (Vec::new(), Vec::new());
-            for member in running {
-                let status = tokio::time::timeout(Duration::from_secs(1), async {
-                    this.client(*member).await.status().await.ok()
-                });
-                let status = status.await.ok()??;
-                ids.push((status.header()?.member_id(), *member));
-                leaders.push(status.leader());
-            }
-            let leads = |id| leaders.iter().all(|leader| *leader == id);
-            ids.into_iter().find(|(id, _)| leads(*id)).map(|(_, member)| member)
-        })
-        .await
-    }
-
-    /// The members other than `member`.
-    pub fn others(&self, member: usize) -> Vec<usize> {
-        (0..self.size()).filter(|m| *m != member).collect()
+        self.addresses.leader_among(&running).await
     }
 
     fn print_logs(&self) {
@@ -316,6 +291,14 @@ impl Cluster {
     }
 }
 
+impl Deref for Cluster {
+    type Target = Addresses;
+
+    fn deref(&self) -> &Addresses {
+        &self.addresses
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill_all();
@@ -323,20 +306,6 @@ impl Drop for Cluster {
             self.print_logs();
         }
     }
-}
-
-/// A client of the member at `endpoint`.
-pub async fn connect(endpoint: &str) -> Client {
-    let options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(2));
-    Client::connect([endpoint], Some(options)).await.expect("connecting is lazy")
-}
-
-async fn answers_a_read(endpoint: &str) -> bool {
-    let read = async {
-        let mut client = connect(endpoint).await;
-        client.get("holdfast-test-ready", Some(GetOptions::new().with_count_only())).await.is_ok()
-    };
-    tokio::time::timeout(Duration::from_secs(1), read).await.unwrap_or(false)
 }
 
 /// A process that was run to its end: how it ended, and what it printed.

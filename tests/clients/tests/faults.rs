@@ -6,9 +6,10 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, LockOptions, ProclaimOptions, PutOptions};
+use holdfast_client_tests::addresses::connect;
 use holdfast_client_tests::check::{AFTER_ELECTION, SOON, eventually, report, silent, spread};
 use holdfast_client_tests::load::Load;
-use holdfast_client_tests::process::{Exit, connect};
+use holdfast_client_tests::process::Exit;
 use holdfast_client_tests::{Cluster, target_is_etcd, within};
 
 /// The promise is much shorter; this only tells slow from broken on a busy machine.

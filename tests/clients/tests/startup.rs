@@ -7,9 +7,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
-use holdfast_client_tests::check::{SOON, report};
+use holdfast_client_tests::addresses::connect;
+use holdfast_client_tests::check::{SOON, report, within};
 use holdfast_client_tests::ports::Port;
-use holdfast_client_tests::process::{Exit, Finished, connect, run_to_end};
+use holdfast_client_tests::process::{Exit, Finished, run_to_end};
 use holdfast_client_tests::program::{command, program};
 use holdfast_client_tests::{Cluster, Etcdctl, eventually, target_is_etcd};
 
@@ -208,4 +209,17 @@ async fn a_member_asked_to_end_ends_well() {
         let expected = if target_is_etcd() { Exit::Signal(15) } else { Exit::Code(0) };
         assert_eq!(exit, expected);
     }
+}
+
+/// What systemd's `Type=notify` and `deploy/systemd/holdfast.service` stand on.
+#[tokio::test]
+async fn the_service_manager_is_told_when_the_member_serves() {
+    let mut cluster = Cluster::prepare(1, &[]);
+    let path = cluster.dir().join("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).expect("a socket");
+    cluster.spawn_with(0, &[("NOTIFY_SOCKET", path.as_os_str())]);
+    let mut told = [0; 256];
+    let length = within(SOON, "READY=1", socket.recv(&mut told)).await.expect("a message");
+    assert!(told[..length].starts_with(b"READY=1"), "{:?}", told[..length].escape_ascii());
+    assert!(cluster.serves(0).await, "ready is said only then");
 }
