@@ -1,4 +1,4 @@
-//! Which case does what, and the cases that write, lock and campaign.
+//! Which case does what, and the case that writes.
 
 use std::sync::Arc;
 
@@ -10,18 +10,13 @@ use tonic::transport::Channel;
 use super::channels::Channels;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, random_of, value};
-use super::leases::Leases;
 use super::load::{Client, Measured, closed_loop};
 use super::{
-    BenchError, Case, Options, catch_up, keep_alive, lease_calls, lease_end, reads, txns, watch,
-    watch_prefix,
+    BenchError, Case, Options, catch_up, elections, keep_alive, lease_calls, lease_end, queues,
+    reads, txns, watch, watch_prefix,
 };
 use crate::pb::etcdserverpb::PutRequest;
 use crate::pb::etcdserverpb::kv_client::KvClient;
-use crate::pb::v3electionpb::election_client::ElectionClient;
-use crate::pb::v3electionpb::{CampaignRequest, ResignRequest};
-use crate::pb::v3lockpb::lock_client::LockClient;
-use crate::pb::v3lockpb::{LockRequest, UnlockRequest};
 
 /// Runs the case that `options` name.
 ///
@@ -41,8 +36,10 @@ pub async fn run(
         Case::Count => reads::count(options, channels, meter).await,
         Case::Txn => txns::compare_and_swap(options, channels, meter).await,
         Case::Txn10 => txns::ten_puts(options, channels, meter).await,
-        Case::Lock => lock(options, channels, meter).await,
-        Case::Campaign => campaign(options, channels, meter).await,
+        Case::Lock => queues::lock(options, channels, meter).await,
+        Case::Campaign => queues::campaign(options, channels, meter).await,
+        Case::Proclaim => elections::proclaim(options, channels, meter).await,
+        Case::Observe => elections::observe(options, channels, meter).await,
         Case::Watch => watch::run(options, channels, meter).await,
         Case::WatchPrefix => watch_prefix::run(options, channels, meter).await,
         Case::CatchUp => catch_up::run(options, channels, meter).await,
@@ -94,71 +91,4 @@ async fn put(
         random: random_of(number),
     })
     .await
-}
-
-/// The lock or election that client number `number` works on.
-fn name(options: &Options, kind: &str, number: usize) -> Bytes {
-    let names = options.names.unwrap_or(options.clients) as usize;
-    format!("{}/{kind}/{:06}", options.prefix, number % names).into()
-}
-
-struct Lock {
-    locks: LockClient<Channel>,
-    request: LockRequest,
-}
-
-impl Client for Lock {
-    async fn operate(&mut self) -> Result<(), Status> {
-        let key = self.locks.lock(self.request.clone()).await?.into_inner().key;
-        self.locks.unlock(UnlockRequest { key }).await?;
-        Ok(())
-    }
-}
-
-async fn lock(
-    options: &Options,
-    channels: &Channels,
-    meter: &CpuMeter,
-) -> Result<Measured, BenchError> {
-    let leases = Leases::grant(channels, options.clients as usize).await?;
-    let mut measured = drive(options, meter, |number| Lock {
-        locks: LockClient::new(channels.of(number)),
-        request: LockRequest { name: name(options, "lock", number), lease: leases.of(number) },
-    })
-    .await?;
-    measured.tally.errors.merge(&leases.revoke(channels).await);
-    Ok(measured)
-}
-
-struct Campaign {
-    elections: ElectionClient<Channel>,
-    request: CampaignRequest,
-}
-
-impl Client for Campaign {
-    async fn operate(&mut self) -> Result<(), Status> {
-        let answer = self.elections.campaign(self.request.clone()).await?.into_inner();
-        self.elections.resign(ResignRequest { leader: answer.leader }).await?;
-        Ok(())
-    }
-}
-
-async fn campaign(
-    options: &Options,
-    channels: &Channels,
-    meter: &CpuMeter,
-) -> Result<Measured, BenchError> {
-    let leases = Leases::grant(channels, options.clients as usize).await?;
-    let value = value(options);
-    let mut measured = drive(options, meter, |number| Campaign {
-        elections: ElectionClient::new(channels.of(number)),
-        request: CampaignRequest {
-            name: name(options, "election", number),
-            lease: leases.of(number),
-            value: value.clone(),
-        },
-    })
-    .await?;
-    measured.tally.errors.merge(&leases.revoke(channels).await);
-    Ok(measured)
 }

@@ -14,12 +14,14 @@ mod cases;
 mod catch_up;
 mod channels;
 mod cpu;
+mod elections;
 mod keep_alive;
 mod keys;
 mod lease_calls;
 mod lease_end;
 mod leases;
 mod load;
+mod queues;
 mod reads;
 mod report;
 mod tally;
@@ -56,10 +58,16 @@ pub enum Case {
     Txn,
     /// Put ten neighbouring keys in one transaction
     Txn10,
-    /// Lock and Unlock, together one operation
+    /// Lock and Unlock, together one operation; where clients share names, also how long a lock took
+    /// from one to the next
     Lock,
-    /// Campaign and Resign, together one operation
+    /// Campaign and Resign, together one operation, as with locks
     Campaign,
+    /// Each client leads an election of its own, and gives its key another value
+    Proclaim,
+    /// Every client observes the one election whose leader proclaims as fast as it gets answers; an
+    /// operation is one leader told, its latency counts from the sending of the proclamation
+    Observe,
     /// Fan-out: every client watches the one key that a further client writes; an operation is
     /// one event delivered, its latency counts from the sending of the write
     Watch,

@@ -13,6 +13,7 @@
 
 pub mod addresses;
 pub mod check;
+pub mod compose;
 pub mod crowd;
 pub mod etcdctl;
 pub mod history;
