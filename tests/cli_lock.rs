@@ -20,6 +20,7 @@ use holdfast::pb::etcdserverpb::LeaseRevokeRequest;
 use holdfast::pb::etcdserverpb::lease_client::LeaseClient;
 use holdfast::pb::holdfastpb::locks_client::LocksClient;
 use holdfast::pb::holdfastpb::{GetRequest, Lock, Place};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tonic::transport::Channel;
@@ -303,6 +304,29 @@ async fn a_command_ends_before_the_lease_of_one_that_is_cut_off() {
     );
 }
 
+/// A process that stands still cannot stop its command: fences are for that. But the moment it goes on
+/// it must know.
+#[tokio::test]
+async fn one_that_stood_still_for_too_long_ends_its_command_as_soon_as_it_goes_on() {
+    let (_cluster, at) = member().await;
+    let ends = async |name: &str, arguments: &[&str]| {
+        let mut running = Running::begin(&at, arguments);
+        running.line().await.expect("it says that it runs");
+        signal(&running.child, Signal::STOP);
+        let mut next = Running::begin(&at, &["lock", name, "--", "echo", "mine"]);
+        next.says("mine").await;
+        signal(&running.child, Signal::CONT);
+        // There is no time left for a grace: it is killed without a word.
+        assert_eq!(running.line().await, None);
+        assert_eq!(running.code().await, Some(74));
+        assert_eq!(next.code().await, Some(0));
+    };
+    tokio::join!(
+        ends("a", &["lock", "a", "--ttl", "3s", "--", "sh", "-c", TELLS_TERM]),
+        ends("b", &["elect", "b", "v", "--ttl", "3s", "--", "sh", "-c", TELLS_TERM]),
+    );
+}
+
 #[tokio::test]
 async fn locks_are_listed_shown_watched_and_taken_by_force() {
     let (cluster, at) = member().await;
@@ -366,7 +390,11 @@ async fn an_etcd_tells_less(at: &str, key: &str) {
 }
 
 fn terminate(child: &Child) {
+    signal(child, Signal::TERM);
+}
+
+fn signal(child: &Child, signal: Signal) {
     let id = child.id().expect("it runs").cast_signed();
-    let pid = rustix::process::Pid::from_raw(id).expect("a process has a number");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
+    let pid = Pid::from_raw(id).expect("a process has a number");
+    kill_process(pid, signal).expect("it is ours");
 }

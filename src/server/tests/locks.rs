@@ -295,6 +295,34 @@ async fn a_holder_that_does_not_ping_is_warned_before_its_time_is_over() {
     alice.ended().await;
 }
 
+/// What a client that stands still would find in its socket, by one clock: the warning, and with it
+/// the end of its time, before anybody else is granted.
+#[tokio::test]
+async fn a_holder_that_stands_still_is_told_before_the_next_one_is_granted() {
+    let cluster = cluster(3, &[]).await;
+    let (mut here, mut there) = (client(&cluster[1]).await, client(&cluster[2]).await);
+    let mut alice = Hold::open(&mut here, Open { ttl_seconds: 5, ..open("jobs", "alice") }).await;
+    let token = alice.granted().await.token;
+    let mut bob = Hold::open(&mut there, open("jobs", "bob")).await;
+    let told = async {
+        let Told::Uncertain(uncertain) = alice.next().await else { panic!("a warning first") };
+        let warned = tokio::time::Instant::now();
+        (warned, warned + Duration::from_millis(uncertain.left_ms.cast_unsigned()))
+    };
+    let granted = async {
+        let next = bob.granted().await;
+        (tokio::time::Instant::now(), next.token)
+    };
+    let ((warned, its_end), (granted, next)) = tokio::join!(told, granted);
+    assert!(next > token);
+    assert!(warned < its_end && its_end <= granted, "{:?}", granted.duration_since(warned));
+    assert!(matches!(alice.next().await, Told::Lost(_)));
+    alice.ended().await;
+    for member in cluster {
+        member.kill().await;
+    }
+}
+
 #[tokio::test]
 async fn any_member_passes_on_that_the_lock_is_wanted_and_shows_changes() {
     let cluster = cluster(3, &[]).await;
