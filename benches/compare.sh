@@ -48,6 +48,20 @@ all_cases=(
     "leases|lease grant, 10 keys, revoke, 64 clients|lease-cycle --clients 64"
     "ends|1,000 leases that end together|lease-end --clients 1000"
     "ends|the same beside 10,000 others|lease-end --clients 1000 --others 10000"
+    "locks|lock, 1 client|lock --clients 1"
+    "locks|lock, 64 names, 64 clients|lock --clients 64 --names 64"
+    "locks|campaign, 1 client|campaign --clients 1"
+    "locks|campaign, 64 names, 64 clients|campaign --clients 64 --names 64"
+    "locks|proclaim, 64 clients|proclaim --clients 64"
+    "locks|observe, 100 observers|observe --clients 100"
+    "queues|lock, one name, 2 clients|lock --clients 2 --names 1"
+    "queues|lock, one name, 10 clients|lock --clients 10 --names 1"
+    "queues|lock, one name, 100 clients|lock --clients 100 --names 1 --timeout 120"
+    "queues|lock, one name, 1,000 clients|lock --clients 1000 --names 1 --timeout 120"
+    "queues|campaign, one name, 2 clients|campaign --clients 2 --names 1"
+    "queues|campaign, one name, 10 clients|campaign --clients 10 --names 1"
+    "queues|campaign, one name, 100 clients|campaign --clients 100 --names 1 --timeout 120"
+    "queues-10k|lock, one name, 10,000 clients|lock --clients 10000 --names 1 --timeout 600"
     "txn|transaction of 10 puts, 64 clients|txn10 --clients 64"
     "size-10k|put, 64 clients, 10,000 keys|put --clients 64 --key-space 10000"
     "size-100k|put, 64 clients, 100,000 keys|put --clients 64 --key-space 100000"
@@ -206,6 +220,14 @@ for number in "${!all_cases[@]}"; do
         "| $(errors etcd "$number") | $(errors holdfast "$number") |"
 done
 echo
+for number in "${!all_cases[@]}"; do
+    [[ " ${groups[*]} " == *" ${all_cases[$number]%%|*} "* ]] || continue
+    [[ ${all_cases[$number]##*|} == *"--names 1"* ]] || continue
+    echo "- $(title "$number"): hand-over p50 E $(plain etcd "$number" hand_over_p50_ms %.2f) ms," \
+        "H $(plain holdfast "$number" hand_over_p50_ms %.2f) ms;" \
+        "p99 E $(plain etcd "$number" hand_over_p99_ms %.2f) ms," \
+        "H $(plain holdfast "$number" hand_over_p99_ms %.2f) ms."
+done
 for number in "${!all_cases[@]}"; do
     [[ " ${groups[*]} " == *" ${all_cases[$number]%%|*} "* ]] || continue
     [[ ${all_cases[$number]##*|} == watch-prefix* ]] || continue
