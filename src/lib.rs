@@ -8,6 +8,8 @@ pub mod clock;
 mod codec;
 pub mod concurrency;
 pub mod config;
+#[cfg(test)]
+mod fuzz;
 mod gather;
 pub mod machine;
 pub mod metrics;

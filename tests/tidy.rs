@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// From the bottom up: a module names itself and what stands in an earlier row.
 const LAYERS: [&[&str]; 9] = [
     &["types"],
-    &["clock", "codec", "metrics", "pb", "vfs"],
+    &["clock", "codec", "fuzz", "metrics", "pb", "vfs"],
     &["storage"],
     &["machine"],
     &["raft", "watch"],

@@ -149,3 +149,6 @@ fn watch_service(api: &Api) -> watch::WatchService {
         progress_interval: api.options.progress_interval,
     }
 }
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser};
 use super::args::variable;
 use super::*;
 use crate::concurrency::rules::{Lease0, UnlockRule};
+use crate::fuzz::{mutants, pick};
 
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", args_conflicts_with_subcommands = true)]
@@ -541,4 +542,44 @@ fn few_cores_get_one_thread_and_many_get_half() {
         let config = parse(&[]).check_with([], cores).unwrap();
         assert_eq!(config.worker_threads, threads, "{cores} cores");
     }
+}
+
+/// What a mistyped flag or URL may look like: one line says what is wrong, or it is understood.
+#[test]
+fn damaged_flags_are_refused_in_one_line_or_understood() {
+    let valid = [
+        "http://127.0.0.1:2379,http://[::1]:2379",
+        "https://user:secret@host.example:1/path?query#part",
+        THREE,
+        "1h30m5s",
+        "100ms",
+        "18446744073709551615",
+        "-1",
+        "periodic",
+    ];
+    let flags = Program::command();
+    let names: Vec<String> = flags
+        .get_arguments()
+        .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
+        .filter(|long| !["--help", "--version"].contains(&long.as_str()))
+        .collect();
+    let mut understood = 0;
+    mutants(&valid.map(|text| text.as_bytes().to_vec()), |bytes, chance| {
+        let value = String::from_utf8_lossy(bytes).into_owned();
+        let flag = format!("{}={value}", pick(&names, chance));
+        // Two flags at once also meet the rules between them.
+        let other = format!("{}={}", pick(&names, chance), pick(&valid, chance));
+        let arguments = ["holdfast", &flag, &other].map(str::to_owned);
+        match Program::try_parse_from(&arguments) {
+            Ok(program) => match program.server.check_with([], 2) {
+                Ok(_) => understood += 1,
+                Err(error) => {
+                    let line = error.to_string();
+                    assert!(!line.is_empty() && !line.contains('\n'), "{arguments:?}: {line}");
+                }
+            },
+            Err(error) => assert!(!one_line(&error).contains('\n'), "{arguments:?}"),
+        }
+    });
+    assert!(understood > 0, "nothing was understood");
 }

@@ -46,7 +46,11 @@ pub fn decode<T: DeserializeOwned>(frame: &Frame) -> Result<T, Status> {
 
 #[cfg(test)]
 mod tests {
+    use openraft::raft::{AppendEntriesRequest, VoteRequest};
+
+    use super::super::types::{LogEntry, LogId, Payload, Raft, Vote};
     use super::*;
+    use crate::fuzz::mutants;
 
     #[test]
     fn a_damaged_frame_is_refused() {
@@ -58,6 +62,33 @@ mod tests {
             let damaged = Frame { body: body.into(), ..frame.clone() };
             assert!(decode::<Vec<u64>>(&damaged).is_err());
         }
+    }
+
+    /// The checksum keeps out what the network damages, and not what another release means.
+    #[test]
+    fn a_message_of_another_form_is_refused_or_understood() {
+        let entry = |index| LogEntry {
+            log_id: log_id(index),
+            payload: openraft::EntryPayload::Normal(Payload(Bytes::from_static(b"an entry"))),
+        };
+        let append = AppendEntriesRequest::<Raft> {
+            vote: Vote::new_committed(3, 1),
+            prev_log_id: Some(log_id(4)),
+            entries: vec![entry(5), entry(6)],
+            leader_commit: Some(log_id(4)),
+        };
+        let vote = VoteRequest::<Raft>::new(Vote::new(3, 1), Some(log_id(4)));
+        let valid = [encode(&append).unwrap().body, encode(&vote).unwrap().body];
+        mutants(&valid.map(|body| body.to_vec()), |bytes, _| {
+            let body = Bytes::copy_from_slice(bytes);
+            let frame = Frame { checksum: crc32fast::hash(&body), body, quiet: false };
+            let _ = decode::<AppendEntriesRequest<Raft>>(&frame);
+            let _ = decode::<VoteRequest<Raft>>(&frame);
+        });
+    }
+
+    fn log_id(index: u64) -> LogId {
+        LogId { leader_id: openraft::alias::CommittedLeaderIdOf::<Raft>::new(2), index }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tests of the machine as a whole, and what they share.
 
 mod concurrency;
+mod fuzz;
 mod holds;
 mod model;
 mod ranges;
