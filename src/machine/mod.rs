@@ -27,7 +27,7 @@ mod state;
 mod txn;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
 pub use command::*;
@@ -35,5 +35,5 @@ pub use holds::{Asked, ForcedRelease, Label, QueueKey};
 pub use lease::{Lease, LeaseTable};
 pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, PAGE_BYTES, Page, Pages, PagesEnd, Store, View};
 pub use outcome::*;
-pub use snapshot::{Image, Pair};
+pub use snapshot::{Afresh, Image, Pair, foreign_lease, foreign_numbers, foreign_record};
 pub use state::{Machine, Position, PublishedMember};

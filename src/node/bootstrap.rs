@@ -65,6 +65,7 @@ pub enum StartError {
 
 /// What a member is told about itself and its cluster. All rules between the values hold.
 pub struct Settings {
+    /// The cluster's id is the one that the flags describe: [`DataDir::cluster_id`].
     pub identity: Identity,
     pub data_dir: PathBuf,
     /// Of a cluster that begins with this start.
@@ -149,7 +150,8 @@ pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults)
     let meters = Arc::new(Meters::default());
     let stores = Stores::open(&data_dir, world.vfs.clone(), &meters).await?;
     let (log, writer) = (stores.log.clone(), stores.writer.clone());
-    let (node, peer_service, tasks) = assemble(settings, world, stores, meters).await?;
+    let identity = Identity { cluster_id: data_dir.cluster_id(), ..settings.identity.clone() };
+    let (node, peer_service, tasks) = assemble(settings, identity, world, stores, meters).await?;
     let raft = peer_service.raft.clone();
     let faults = Faults { log: log.watch_fault(), state: writer.fault(), raft: raft.clone() };
     let member = Member { node, peer_service, raft, writer, tasks, log, _data_dir: data_dir };
@@ -201,12 +203,12 @@ impl Stores {
 
 async fn assemble(
     settings: &Settings,
+    identity: Identity,
     world: World,
     stores: Stores,
     meters: Arc<Meters>,
 ) -> Result<(Arc<Node>, Arc<PeerService>, JoinSet<()>), StartError> {
     let Stores { home, machine, state, writer, log } = stores;
-    let identity = settings.identity.clone();
     let me = identity.member_id;
     let store = machine.store();
     let shared = Arc::new(Shared {

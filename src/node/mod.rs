@@ -10,13 +10,15 @@
 //! - [`compactor`]: the end of history that nobody wants any more;
 //! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
-//! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back.
+//! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back;
+//! - [`founding`]: from a saved state to a data directory.
 
 pub mod bootstrap;
 mod calls;
 mod compactor;
 mod facts;
 mod forward;
+pub mod founding;
 mod identity;
 mod lessor;
 mod meters;
@@ -48,7 +50,7 @@ pub use role::Role;
 pub use waiters::{Waiters, WaitingFor};
 
 use crate::clock::{Clock, Entropy};
-use crate::machine::{Command, Machine, Rejection, Reply, Store, View};
+use crate::machine::{Command, Image, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer};
 use crate::raft::peer_service::RaftHandle;
@@ -259,6 +261,14 @@ impl Node {
 
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The whole state applied here, which holds while more is applied, and the place in the log that
+    /// goes with it.
+    pub fn image(&self) -> (Image, u64) {
+        let machine = self.machine();
+        // The applier tells the place while it has the machine, too.
+        (machine.image(), *self.shared.applied.borrow())
     }
 
     pub fn links_to(&self, member: MemberId) -> Option<Peer> {

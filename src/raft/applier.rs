@@ -20,7 +20,7 @@ use crate::metrics::Counter;
 use crate::storage::{Batch, Engine, Home, StateWriter};
 
 /// Where [`RaftState`] stands in the engine, apart from the machine's own keys.
-const RAFT_STATE_KEY: &[u8] = b"a";
+pub(super) const RAFT_STATE_KEY: &[u8] = b"a";
 
 /// Entries applied between two turns of the other tasks.
 const ENTRIES_A_TURN: usize = 256;
@@ -166,7 +166,7 @@ fn position(log_id: LogId) -> Position {
     Position { term: log_id.committed_leader_id().term, index: log_id.index }
 }
 
-fn encode_state(state: &RaftState) -> io::Result<Vec<u8>> {
+pub(super) fn encode_state(state: &RaftState) -> io::Result<Vec<u8>> {
     bincode::serde::encode_to_vec(state, bincode::config::standard()).map_err(io::Error::other)
 }
 

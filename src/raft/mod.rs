@@ -3,9 +3,11 @@
 //! - [`types`]: what openraft is instantiated with;
 //! - [`log_store`]: the durable log;
 //! - [`applier`] and [`snapshot`]: the state machine, and a whole state on its way to another member;
+//! - [`founding`]: the log and the membership of a cluster that begins with a state;
 //! - [`links`], [`frame`], [`network`], [`peer_service`], [`traffic`]: how members talk, and how much.
 
 pub mod applier;
+pub mod founding;
 pub mod frame;
 pub mod links;
 pub mod log_store;

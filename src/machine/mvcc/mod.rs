@@ -202,6 +202,12 @@ impl History {
 /// While one exists, nothing is removed physically.
 pub(super) struct Hold(Arc<History>);
 
+impl Clone for Hold {
+    fn clone(&self) -> Hold {
+        self.0.hold()
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.holders.fetch_sub(1, Ordering::SeqCst);

@@ -153,6 +153,11 @@ impl LogStore {
         self.inner.close()
     }
 
+    /// Removes the entries up to `log_id`; where there are none, the log begins behind it.
+    pub(super) fn remove_up_to(&self, log_id: LogId) -> io::Result<()> {
+        self.submit(|contents| Ok(contents.purge(log_id).then_some(Operation::Purge(log_id))))
+    }
+
     fn submit(
         &self,
         change: impl FnOnce(&mut contents::Contents) -> io::Result<Option<Operation>>,
@@ -401,6 +406,6 @@ impl RaftLogStorage<Raft> for LogStore {
 
     /// Returns at once. Files go when the purge is durable and covers all that is in them.
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        self.submit(|contents| Ok(contents.purge(log_id).then_some(Operation::Purge(log_id))))
+        self.remove_up_to(log_id)
     }
 }
