@@ -3,6 +3,7 @@
 //! `docs/architecture.md` tells how the layers fit together.
 
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 mod codec;

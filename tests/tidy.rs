@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 9] = [
     &["machine"],
     &["raft", "watch"],
     &["node"],
-    &["concurrency"],
+    &["backup", "concurrency"],
     &["api"],
     &["cli", "config", "gather", "server", "telemetry"],
 ];
@@ -62,6 +62,7 @@ const CONFINED: [Confined; 4] = [
             "server.rs",
             "pb.rs",
             "pb/",
+            "backup/etcd.rs",
             "codec.rs",
             "raft/",
             "node/forward.rs",

@@ -1,5 +1,6 @@
 //! What clients of whole members see, in one process: real listeners, logs and engines.
 
+mod backup;
 mod elections;
 mod fences;
 mod locks;
