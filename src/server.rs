@@ -143,7 +143,8 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     Ok(())
 }
 
-fn settings(config: &Config) -> Settings {
+/// What a member is told of what its flags say.
+pub(crate) fn settings(config: &Config) -> Settings {
     let ids = config.initial_member_ids();
     let members = config.initial_cluster.iter().zip(ids);
     Settings {

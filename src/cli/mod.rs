@@ -1,13 +1,15 @@
 //! The subcommands of the binary. Without one, the binary is a member of a cluster.
 //!
-//! Each subcommand is a client: it speaks the public API over the network, as any other client
-//! does, and uses nothing of the server in this process.
+//! Most are clients: they speak the public API over the network, as any other client does, and use
+//! nothing of the server in this process. `snapshot`, `restore` and `import` work on files alone.
 
 mod bench;
 mod health;
 mod lock;
 mod locks;
+mod restore;
 mod session;
+mod snapshot;
 mod supervise;
 
 use std::process::ExitCode;
@@ -27,6 +29,12 @@ pub enum Command {
     Elect(lock::ElectOptions),
     /// See who holds locks and who waits for them, or take one away
     Locks(locks::Options),
+    /// See what a snapshot file holds, and whether it is whole
+    Snapshot(snapshot::Options),
+    /// Make a member of a new cluster from a snapshot file
+    Restore(restore::RestoreOptions),
+    /// Make a member of a new cluster from a file of etcd: a snapshot, or a member's db
+    Import(restore::ImportOptions),
 }
 
 /// Runs `command` to its end on a runtime of its own; the result is the exit code of the process.
@@ -39,6 +47,9 @@ pub fn run(command: Command) -> ExitCode {
         Command::Lock(options) => alone(lock::lock(options)),
         Command::Elect(options) => alone(lock::elect(options)),
         Command::Locks(options) => alone(locks::run(options)),
+        Command::Snapshot(options) => snapshot::run(&options),
+        Command::Restore(options) => restore::restore(options),
+        Command::Import(options) => restore::import(options),
     }
 }
 

@@ -177,6 +177,43 @@ pub struct ServerArgs {
     pub(super) etcd_flags: EtcdFlags,
 }
 
+/// The flags that say who a member is, for commands that make its data directory.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct MemberArgs {
+    /// The member's name in the cluster [default: default]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// The folder to make for its data, absent or empty [default: NAME.holdfast]
+    #[arg(long, value_name = "PATH")]
+    data_dir: Option<String>,
+
+    /// Where other members will reach it [default: http://localhost:2380]
+    #[arg(long, value_name = "URLS")]
+    initial_advertise_peer_urls: Option<String>,
+
+    /// All members of the new cluster, as a=URL,b=URL,c=URL [default: this member alone]
+    #[arg(long, value_name = "MEMBERS")]
+    initial_cluster: Option<String>,
+
+    /// Keeps clusters with equal URLs apart [default: etcd-cluster]
+    #[arg(long, value_name = "TOKEN")]
+    initial_cluster_token: Option<String>,
+}
+
+impl From<MemberArgs> for ServerArgs {
+    fn from(member: MemberArgs) -> ServerArgs {
+        ServerArgs {
+            name: member.name,
+            data_dir: member.data_dir,
+            initial_advertise_peer_urls: member.initial_advertise_peer_urls,
+            initial_cluster: member.initial_cluster,
+            initial_cluster_token: member.initial_cluster_token,
+            ..ServerArgs::default()
+        }
+    }
+}
+
 impl ServerArgs {
     /// Gives each flag that is not set the value of its twin in `environment`, and returns the
     /// variables that are no flag's twin. An empty variable counts as not set, as in etcd.

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use args::{ENVIRONMENT_HELP, ServerArgs, one_line};
+pub use args::{ENVIRONMENT_HELP, MemberArgs, ServerArgs, one_line};
 pub use cluster::{cluster_id, member_id};
 pub use error::ConfigError;
 pub use urls::{ListenUrl, UrlError};
