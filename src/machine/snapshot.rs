@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::mvcc::{History, Hold};
 use super::state::Meta;
-use super::{Fault, Lease, Record, codec, schema};
+use super::{Fault, Lease, Machine, Record, codec, schema};
 use crate::types::{LeaseId, Revision, Timestamp};
 
 /// The kinds of pairs that say something of the members a cluster had, which a new cluster does not
@@ -145,7 +145,7 @@ impl Afresh {
 /// The numbers of a state that comes from another store, as [`Image`] would yield them. Cluster time
 /// begins with it.
 pub fn foreign_numbers(revision: i64, compacted: i64) -> Pair {
-    let meta = Meta { revision, compacted, now: Timestamp(0) };
+    let meta = Meta { revision, compacted, ..Machine::new().meta() };
     (schema::META_KEY.into(), codec::encode_meta(&meta))
 }
 

@@ -245,7 +245,7 @@ impl Machine {
         hasher.finish()
     }
 
-    fn meta(&self) -> Meta {
+    pub(super) fn meta(&self) -> Meta {
         Meta {
             revision: self.history.published(),
             compacted: self.history.compacted(),

@@ -226,8 +226,9 @@ fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, Da
         return Err(DataDirError::OtherName { path, found: file.name, wanted });
     }
     let wanted = identity.cluster_id.to_string();
-    let described = file.described_cluster_id.as_ref().unwrap_or(&file.cluster_id);
-    if *described != wanted || file.member_id != identity.member_id.to_string() {
+    // Whoever knows the cluster's own id has it from this file or from another member.
+    let is_known = file.cluster_id == wanted || file.described_cluster_id.as_ref() == Some(&wanted);
+    if !is_known || file.member_id != identity.member_id.to_string() {
         return Err(DataDirError::OtherCluster { path, found: file.cluster_id, wanted });
     }
     match u64::from_str_radix(&file.cluster_id, 16) {
@@ -301,7 +302,8 @@ mod tests {
         let opened = DataDir::open(&path, &described).expect("started");
         assert_eq!(opened.cluster_id(), own.cluster_id);
         drop(opened);
-        let other = DataDir::open(&path, &own);
+        DataDir::open(&path, &own).expect("started by one who knows the cluster");
+        let other = DataDir::open(&path, &identity("a", 2));
         assert!(matches!(other, Err(DataDirError::OtherCluster { .. })), "{other:?}");
     }
 }

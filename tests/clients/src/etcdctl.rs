@@ -33,6 +33,11 @@ impl Etcdctl {
         Etcdctl { endpoints: cluster.endpoint(member) }
     }
 
+    /// For whoever serves at `endpoint`.
+    pub fn at(endpoint: &str) -> Etcdctl {
+        Etcdctl { endpoints: endpoint.to_owned() }
+    }
+
     /// For all members of a cluster.
     pub fn all(cluster: &Cluster) -> Etcdctl {
         let endpoints: Vec<String> = (0..cluster.size()).map(|m| cluster.endpoint(m)).collect();

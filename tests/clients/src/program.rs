@@ -47,6 +47,20 @@ pub fn etcdctl() -> &'static Path {
     })
 }
 
+/// An etcd server to compare with or to take data from: `ETCD`, where that is set.
+///
+/// # Panics
+///
+/// If it names no file.
+pub fn etcd() -> Option<&'static Path> {
+    static ETCD: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = ETCD.get_or_init(|| {
+        let path = std::env::var_os("ETCD").filter(|path| !path.is_empty())?;
+        Some(existing(path.into(), "ETCD names no file"))
+    });
+    found.as_deref()
+}
+
 /// A command that runs `path` without what the environment would configure it with: these tests set
 /// everything by flags.
 pub fn command(path: &Path) -> Command {
