@@ -81,8 +81,8 @@ pub enum DataDirError {
     #[error("data dir {path}: member.json is damaged: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error(
-        "data dir {0} has data but no member.json: it was being restored when that was cut off; \
-         remove it and restore again"
+        "data dir {0} has data but no member.json: where a restore into it was cut off, remove it \
+         and restore again; else bring member.json back"
     )]
     HalfMade(PathBuf),
     #[error("data dir {0} is not empty: give another --data-dir, or remove what is there")]
