@@ -16,6 +16,7 @@ use crate::pb::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
     StatusResponse,
 };
+use crate::types::MemberId;
 
 use super::status::{self, Refusal};
 use super::{ETCD_VERSION, header};
@@ -130,9 +131,11 @@ impl Maintenance for MaintenanceService {
 
     async fn move_leader(
         &self,
-        _request: Request<MoveLeaderRequest>,
+        request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        Err(status::not_implemented("MoveLeader"))
+        self.node.move_leader(MemberId(request.into_inner().target_id)).await?;
+        // As in etcd: without a header.
+        Ok(Response::new(MoveLeaderResponse::default()))
     }
 
     async fn downgrade(

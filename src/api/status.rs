@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::concurrency::client::EnterFailure;
 use crate::concurrency::locks::WatchFailure;
 use crate::machine::Rejection;
-use crate::node::Failure;
+use crate::node::{Failure, MoveFailure};
 use crate::types::LeaseId;
 
 /// Why a call is refused before anything was proposed or read, and the refusals that only the lock
@@ -140,6 +140,22 @@ impl From<Failure> for Status {
             ),
             Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
             Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<MoveFailure> for Status {
+    fn from(failure: MoveFailure) -> Status {
+        let (code, text) = match failure {
+            MoveFailure::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
+            MoveFailure::BadTransferee => {
+                (Code::FailedPrecondition, "etcdserver: bad leader transferee")
+            }
+            MoveFailure::TooSlow => {
+                (Code::Unknown, "etcdserver: request timed out, leader transfer took too long")
+            }
+            MoveFailure::Failed(failure) => return failure.into(),
         };
         Status::new(code, text)
     }
