@@ -1,5 +1,6 @@
 //! The process around a member: its listeners, its start, and its end.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +18,16 @@ use crate::api::connection::Tracked;
 use crate::api::{self, Api};
 use crate::clock::{SystemClock, SystemEntropy};
 use crate::concurrency::peer_service::QueueService;
-use crate::config::{Config, ListenUrl, MetricsKind};
+use crate::config::{Config, InitialClusterState, ListenUrl, MetricsKind};
 use crate::gather::Gathered;
 use crate::node::bootstrap;
-use crate::node::{ForwardService, Identity, Limits, RunningMember, Settings, World};
+use crate::node::{
+    ForwardService, Identity, IntroductionService, Limits, MembersService, RunningMember, Settings,
+    World, told,
+};
 use crate::pb::peer::forward_server::ForwardServer;
+use crate::pb::peer::introduction_server::IntroductionServer;
+use crate::pb::peer::membership_server::MembershipServer;
 use crate::pb::peer::queue_server::QueueServer;
 use crate::pb::peer::raft_server::RaftServer;
 use crate::raft::frame::MAX_FRAME_BYTES;
@@ -88,13 +94,15 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     serve(&mut metrics_servers, metrics, &routes, &stopped, clients_settings);
     let mut peer_servers = serve_peers(&member, peers);
 
-    let told = async {
+    let terminated = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     };
-    tokio::pin!(told);
+    tokio::pin!(terminated);
+    let mut removed = member.node.removed();
+    let ready = Cell::new(false);
     let node = member.node.clone();
     let mut client_servers = JoinSet::new();
     let serve = async {
@@ -109,12 +117,20 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
             "ready to serve client requests"
         );
         tell_service_manager(NotifyState::Ready);
+        ready.set(true);
         std::future::pending::<Result<(), ServerError>>().await
     };
     let ended = tokio::select! {
         failed = serve => failed,
         reason = faults.wait() => Err(ServerError::Fault(reason)),
-        () = &mut told => Ok(()),
+        () = &mut terminated => Ok(()),
+        () = told(&mut removed) => if ready.get() {
+            // As in etcd, no error: it was asked for.
+            tracing::error!("the member has been permanently removed from the cluster");
+            Ok(())
+        } else {
+            Err(ServerError::Start(bootstrap::StartError::Removed))
+        },
     };
     if let Err(error) = ended {
         // Nothing more may be answered: what is in memory may not be what is on disk.
@@ -159,6 +175,8 @@ pub(crate) fn settings(config: &Config) -> Settings {
                 (id.0, PeerNode { name: name.clone(), peer_urls: peer_urls.clone() })
             })
             .collect(),
+        joins: config.initial_cluster_state == InitialClusterState::Existing,
+        change_rules: config.change_rules,
         client_urls: config.advertise_client_urls.clone(),
         heartbeat_interval: config.heartbeat_interval,
         election_range_ms: config.raft_election_range_ms(),
@@ -273,7 +291,11 @@ fn serve(
 
 fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<()> {
     let identity = member.node.identity();
-    let check = PeerCheck { cluster: identity.cluster_id, member: identity.member_id };
+    let check = PeerCheck {
+        cluster: identity.cluster_id,
+        member: identity.member_id,
+        retired: member.node.retired().clone(),
+    };
     let raft = RaftServer::from_arc(member.peer_service.clone())
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
@@ -281,14 +303,20 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
         .max_decoding_message_size(MAX_FRAME_BYTES)
         .max_encoding_message_size(MAX_FRAME_BYTES);
     let queue = QueueServer::new(QueueService { node: member.node.clone() });
+    let membership = MembershipServer::new(MembersService { node: member.node.clone() });
+    let introduction = IntroductionServer::new(IntroductionService { node: member.node.clone() });
     let traffic = member.node.traffic();
     let checked = |check: PeerCheck| tonic::service::InterceptorLayer::new(check);
     let raft = Incoming::new(raft, traffic.clone());
     let forward = Incoming::new(forward, traffic.clone());
     let queue = Incoming::new(queue, traffic.clone());
+    let membership = Incoming::new(membership, traffic.clone());
     let router = Routes::new(tower::Layer::layer(&checked(check.clone()), raft))
         .add_service(tower::Layer::layer(&checked(check.clone()), forward))
-        .add_service(tower::Layer::layer(&checked(check), queue));
+        .add_service(tower::Layer::layer(&checked(check.clone()), queue))
+        .add_service(tower::Layer::layer(&checked(check), membership))
+        // Who asks for it cannot sign yet.
+        .add_service(introduction);
     let mut servers = JoinSet::new();
     // Peers are served until the member has stopped.
     let (_, never) = watch::channel(false);

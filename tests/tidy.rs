@@ -66,6 +66,7 @@ const CONFINED: [Confined; 4] = [
             "codec.rs",
             "raft/",
             "node/forward.rs",
+            "node/members_service.rs",
             "concurrency/peer_service.rs",
         ],
         reason: "protobuf is for the wire: between members it stops where messages are decoded",

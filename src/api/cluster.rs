@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use crate::node::Node;
+use crate::node::{Change, ChangeFailure, ChangeRefusal, Node};
 use crate::pb::etcdserverpb::cluster_server::Cluster;
 use crate::pb::etcdserverpb::{
-    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
-    MemberUpdateRequest, MemberUpdateResponse,
+    MemberUpdateRequest, MemberUpdateResponse, ResponseHeader,
 };
+use crate::types::MemberId;
 
-use super::{convert, header, status};
+use super::{convert, header};
 
 pub struct ClusterService {
     node: Arc<Node>,
@@ -22,29 +23,56 @@ impl ClusterService {
     pub fn new(node: Arc<Node>) -> ClusterService {
         ClusterService { node }
     }
+
+    async fn change(
+        &self,
+        change: Change,
+    ) -> Result<(Option<ResponseHeader>, Vec<Member>), ChangeFailure> {
+        let changed = self.node.change_members(change).await?;
+        let header = header::without_revision(&self.node);
+        Ok((Some(header), convert::members(changed.members)))
+    }
 }
 
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn member_add(
         &self,
-        _request: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(status::not_implemented("MemberAdd"))
+        let request = request.into_inner();
+        let Some(peer_urls) = convert::peer_urls(&request.peer_ur_ls) else {
+            return Err(ChangeFailure::from(ChangeRefusal::BadUrls).into());
+        };
+        let change = Change::Add { peer_urls, learner: request.is_learner };
+        let changed = self.node.change_members(change).await?;
+        let members = convert::members(changed.members);
+        Ok(Response::new(MemberAddResponse {
+            header: Some(header::without_revision(&self.node)),
+            member: members.iter().find(|member| member.id == changed.id.0).cloned(),
+            members,
+        }))
     }
 
     async fn member_remove(
         &self,
-        _request: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(status::not_implemented("MemberRemove"))
+        let (header, members) =
+            self.change(Change::Remove { id: MemberId(request.into_inner().id) }).await?;
+        Ok(Response::new(MemberRemoveResponse { header, members }))
     }
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(status::not_implemented("MemberUpdate"))
+        let request = request.into_inner();
+        // As in etcd an unknown member is complained of first, so the rules see unusable URLs, too.
+        let peer_urls = convert::peer_urls(&request.peer_ur_ls).unwrap_or_default();
+        let change = Change::Update { id: MemberId(request.id), peer_urls };
+        let (header, members) = self.change(change).await?;
+        Ok(Response::new(MemberUpdateResponse { header, members }))
     }
 
     /// The members this one knows of, even without a quorum, unless the caller asks for a
@@ -64,8 +92,10 @@ impl Cluster for ClusterService {
 
     async fn member_promote(
         &self,
-        _request: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(status::not_implemented("MemberPromote"))
+        let (header, members) =
+            self.change(Change::Promote { id: MemberId(request.into_inner().id) }).await?;
+        Ok(Response::new(MemberPromoteResponse { header, members }))
     }
 }

@@ -1,7 +1,8 @@
 //! What all gRPC services have in common, around the generated servers.
 //!
 //! On the way in, the gate turns away what is not gRPC, and calls that ask to fail without a leader
-//! while there is none; streams that ask for it are ended when the leader is lost. On the way out it
+//! while there is none; streams that ask for it are ended when the leader is lost. On a learner it
+//! turns away nearly everything. On the way out it
 //! words tonic's own refusals as etcd's clients know them. It counts the calls and their messages.
 
 use std::convert::Infallible;
@@ -32,6 +33,13 @@ const REQUIRES_LEADER: &str = "hasleader";
 /// What the content type of every gRPC call begins with.
 const GRPC: &[u8] = b"application/grpc";
 
+/// What a learner answers, as in etcd. Of ranges only serializable ones, which `kv.rs` sees to.
+const OPEN_TO_LEARNERS: [&str; 3] = [
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+];
+
 /// A generated server `S` behind the gate.
 #[derive(Clone)]
 pub struct Gate<S> {
@@ -44,6 +52,8 @@ pub struct Gate<S> {
 /// What the gates of all services share.
 pub struct Keeper {
     pub has_leader: watch::Receiver<bool>,
+    /// Whether this member is a learner.
+    pub learner: watch::Receiver<bool>,
     pub calls: Arc<Calls>,
 }
 
@@ -76,15 +86,15 @@ where
             return Passage::Refused(Some(not_found()));
         }
         let path = request.uri().path();
-        let mut call = self.keeper.calls.begin(self.methods.clone(), path, request.headers());
+        let call = self.keeper.calls.begin(self.methods.clone(), path, request.headers());
+        if *self.keeper.learner.borrow() && !OPEN_TO_LEARNERS.contains(&path) {
+            return refused(call, Refusal::Learner);
+        }
         let mut lost = None;
         if requires_leader(request.headers()) {
             let has_leader = &self.keeper.has_leader;
             if !*has_leader.borrow() {
-                if let Some(call) = &mut call {
-                    call.end(Code::Unavailable);
-                }
-                return Passage::Refused(Some(Status::from(Refusal::NoLeader).into_http()));
+                return refused(call, Refusal::NoLeader);
             }
             lost = call
                 .as_ref()
@@ -101,6 +111,14 @@ where
         };
         Passage::Called { answer: self.service.call(request), service: S::NAME, path, call, lost }
     }
+}
+
+fn refused<F>(mut call: Option<Call>, refusal: Refusal) -> Passage<F> {
+    let status = Status::from(refusal);
+    if let Some(call) = &mut call {
+        call.end(status.code());
+    }
+    Passage::Refused(Some(status.into_http()))
 }
 
 /// Ready once the leader is lost.
@@ -342,7 +360,11 @@ mod tests {
 
         /// Calls a gated health service that takes messages of at most 100 bytes.
         async fn call(&self, request: http::request::Builder, body: &str) -> Response<Answer> {
-            let keeper = Keeper { has_leader: self.leader.subscribe(), calls: self.calls.clone() };
+            let keeper = Keeper {
+                has_leader: self.leader.subscribe(),
+                learner: watch::channel(false).1,
+                calls: self.calls.clone(),
+            };
             let server = HealthServer::new(HealthService).max_decoding_message_size(100);
             let request = request.method("POST").body(Body::new(body.to_owned())).unwrap();
             Gate::new(server, Arc::new(keeper)).call(request).await.unwrap()

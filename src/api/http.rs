@@ -129,7 +129,9 @@ impl Check {
             Check::DataCorruption => Ok(()),
             Check::SerializableRead => read(true).await,
             Check::LinearizableRead => read(false).await,
-            Check::NonLearner if node.status().is_learner => Err("member is a learner".to_owned()),
+            Check::NonLearner if node.status().is_learner => {
+                Err("not supported for learner".to_owned())
+            }
             Check::NonLearner => Ok(()),
         }
     }

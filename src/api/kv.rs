@@ -38,6 +38,9 @@ impl Kv for KvService {
     ) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
         let serializable = request.serializable;
+        if !serializable && *self.node.learner().borrow() {
+            return Err(status::Refusal::Learner.into());
+        }
         let range = convert::range(request)?;
         if !serializable {
             self.node.read_barrier().await?;

@@ -106,7 +106,8 @@ impl Api {
 fn services(api: &Api) -> Router {
     let (node, queues) = (&api.node, &api.queues);
     let receive_bytes = node.limits().max_request_bytes + RECEIVE_HEADROOM_BYTES;
-    let keeper = Keeper { has_leader: node.has_leader(), calls: api.calls.clone() };
+    let keeper =
+        Keeper { has_leader: node.has_leader(), learner: node.learner(), calls: api.calls.clone() };
     let keeper = Arc::new(keeper);
 
     // The generated servers have no trait in common for their limits, hence a macro.

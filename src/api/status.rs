@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::concurrency::client::EnterFailure;
 use crate::concurrency::locks::WatchFailure;
 use crate::machine::Rejection;
-use crate::node::{Failure, MoveFailure};
+use crate::node::{ChangeFailure, ChangeRefusal, Failure, MoveFailure};
 use crate::types::LeaseId;
 
 /// Why a call is refused before anything was proposed or read, and the refusals that only the lock
@@ -33,6 +33,8 @@ pub enum Refusal {
     LeaseTtlTooLarge,
     /// The caller asks to fail when there is no leader, and there is none.
     NoLeader,
+    /// A learner answers little.
+    Learner,
     AuthDisabled,
     RootUserNotFound,
     UserEmpty,
@@ -75,6 +77,7 @@ impl From<Refusal> for Status {
             Refusal::RequestTooLarge => (Code::InvalidArgument, "etcdserver: request is too large"),
             Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Refusal::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
+            Refusal::Learner => (Code::Unavailable, "etcdserver: rpc not supported for learner"),
             Refusal::AuthDisabled => {
                 (Code::FailedPrecondition, "etcdserver: authentication is not enabled")
             }
@@ -140,6 +143,44 @@ impl From<Failure> for Status {
             ),
             Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
             Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<ChangeFailure> for Status {
+    fn from(failure: ChangeFailure) -> Status {
+        let refusal = match failure {
+            ChangeFailure::Refused(refusal) => refusal,
+            ChangeFailure::Failed(failure) => return failure.into(),
+        };
+        let (code, text) = match refusal {
+            ChangeRefusal::BadUrls => {
+                (Code::InvalidArgument, "etcdserver: given member URLs are invalid")
+            }
+            ChangeRefusal::IdExists => {
+                (Code::FailedPrecondition, "etcdserver: member ID already exist")
+            }
+            ChangeRefusal::UrlExists => {
+                (Code::FailedPrecondition, "etcdserver: Peer URLs already exists")
+            }
+            ChangeRefusal::NotFound => (Code::NotFound, "etcdserver: member not found"),
+            ChangeRefusal::NotLearner => {
+                (Code::FailedPrecondition, "etcdserver: can only promote a learner member")
+            }
+            ChangeRefusal::LearnerNotReady => (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member which is in sync with leader",
+            ),
+            ChangeRefusal::TooManyLearners => {
+                (Code::FailedPrecondition, "etcdserver: too many learner members in cluster")
+            }
+            // As in etcd: the code is lost.
+            ChangeRefusal::NotEnoughStarted => (
+                Code::Unknown,
+                "etcdserver: re-configuration failed due to not enough started members",
+            ),
+            ChangeRefusal::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
         };
         Status::new(code, text)
     }

@@ -22,6 +22,8 @@ pub(super) mod flag {
     pub const INITIAL_CLUSTER: &str = "initial-cluster";
     pub const INITIAL_CLUSTER_STATE: &str = "initial-cluster-state";
     pub const INITIAL_CLUSTER_TOKEN: &str = "initial-cluster-token";
+    pub const STRICT_RECONFIG_CHECK: &str = "strict-reconfig-check";
+    pub const MAX_LEARNERS: &str = "max-learners";
     pub const HEARTBEAT_INTERVAL: &str = "heartbeat-interval";
     pub const ELECTION_TIMEOUT: &str = "election-timeout";
     pub const SNAPSHOT_COUNT: &str = "snapshot-count";
@@ -44,9 +46,10 @@ pub(super) mod flag {
 }
 
 /// What etcd 3.5 calls a flag, where that begins with `experimental-`. The old name does as well.
-const OLD_NAMES: [(&str, &str); 2] = [
+const OLD_NAMES: [(&str, &str); 3] = [
     (flag::PROGRESS_INTERVAL, "experimental-watch-progress-notify-interval"),
     (flag::WARNING_APPLY_DURATION, "experimental-warning-apply-duration"),
+    (flag::MAX_LEARNERS, "experimental-max-learners"),
 ];
 
 /// The server's flags, not yet checked. Made to be flattened into a command that has subcommands.
@@ -93,6 +96,20 @@ pub struct ServerArgs {
     /// Keeps clusters with equal URLs apart [default: etcd-cluster]
     #[arg(long, value_name = "TOKEN")]
     pub(super) initial_cluster_token: Option<String>,
+
+    /// Refuse changes of the members that may cost the quorum [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args(0..=1),
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(super) strict_reconfig_check: Option<String>,
+
+    /// The most learners at a time [default: 1]
+    #[arg(long, value_name = "COUNT", alias = OLD_NAMES[2].1)]
+    pub(super) max_learners: Option<String>,
 
     /// Time between two heartbeats of the leader, in milliseconds [default: 100]
     #[arg(long, value_name = "MS")]
@@ -250,7 +267,7 @@ impl ServerArgs {
         Ok(variables.into_keys().collect())
     }
 
-    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 28] {
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 30] {
         [
             (flag::NAME, &mut self.name),
             (flag::DATA_DIR, &mut self.data_dir),
@@ -261,6 +278,8 @@ impl ServerArgs {
             (flag::INITIAL_CLUSTER, &mut self.initial_cluster),
             (flag::INITIAL_CLUSTER_STATE, &mut self.initial_cluster_state),
             (flag::INITIAL_CLUSTER_TOKEN, &mut self.initial_cluster_token),
+            (flag::STRICT_RECONFIG_CHECK, &mut self.strict_reconfig_check),
+            (flag::MAX_LEARNERS, &mut self.max_learners),
             (flag::HEARTBEAT_INTERVAL, &mut self.heartbeat_interval),
             (flag::ELECTION_TIMEOUT, &mut self.election_timeout),
             (flag::SNAPSHOT_COUNT, &mut self.snapshot_count),

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::ConfigError;
 use super::args::flag;
 use super::urls::{advertised_url, split, without_user};
+use super::{ConfigError, InitialClusterState};
 use crate::types::{ClusterId, MemberId};
 
 /// The id of the member that first announces `peer_urls`, in any order, in the cluster named
@@ -37,13 +37,18 @@ fn id_of(bytes: &[u8]) -> u64 {
 }
 
 /// Parses `a=http://10.0.0.1:2380,b=...` into names and their normalised peer URLs, sorted by
-/// name. A name may be repeated to give it several URLs.
-pub(super) fn initial_cluster(text: &str) -> Result<Vec<(String, Vec<String>)>, ConfigError> {
+/// name. A name may be repeated to give it several URLs. Members that an existing cluster waits for
+/// have no names yet.
+pub(super) fn initial_cluster(
+    text: &str,
+    state: InitialClusterState,
+) -> Result<Vec<(String, Vec<String>)>, ConfigError> {
+    let nameless = state == InitialClusterState::Existing;
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut owners: BTreeMap<String, String> = BTreeMap::new();
     for item in split(text) {
         let (name, url) = match item.split_once('=') {
-            Some((name, url)) if !name.trim().is_empty() => (name.trim(), url.trim()),
+            Some((name, url)) if nameless || !name.trim().is_empty() => (name.trim(), url.trim()),
             _ => return Err(ConfigError::NotAMember(without_user(item))),
         };
         let url = advertised_url(flag::INITIAL_CLUSTER, url)?;
@@ -93,7 +98,8 @@ mod tests {
 
     #[test]
     fn a_repeated_name_has_several_urls_and_members_sort_by_name() {
-        let members = initial_cluster("b=http://b:1, a=http://A:1/,\n b=http://b:2").unwrap();
+        let text = "b=http://b:1, a=http://A:1/,\n b=http://b:2";
+        let members = initial_cluster(text, InitialClusterState::New).unwrap();
         assert_eq!(
             members,
             [
@@ -105,7 +111,8 @@ mod tests {
 
     #[test]
     fn a_malformed_cluster_is_refused() {
-        let refusal = |text| initial_cluster(text).unwrap_err().to_string();
+        let refusal =
+            |text| initial_cluster(text, InitialClusterState::New).unwrap_err().to_string();
         assert_eq!(
             refusal("a=http://a:1,http://b:1"),
             r#"--initial-cluster: "http://b:1" is not NAME=URL; write it like a=http://10.0.0.1:2380"#

@@ -150,11 +150,6 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Ignore,
-        reason: "a change of membership that would lose the quorum is always refused",
-        flags: &[switch("strict-reconfig-check").unless(&["true"])],
-    },
-    Group {
-        verdict: Verdict::Ignore,
         reason: "the log goes to standard error, through one logger",
         flags: &[
             value("log-outputs").unless(&["", "default", "stderr"]),
@@ -186,7 +181,6 @@ const GROUPS: &[Group] = &[
             value("grpc-keepalive-min-time"),
             switch("socket-reuse-port"),
             switch("socket-reuse-address"),
-            value("experimental-max-learners").now_plain(),
             value("auth-token-ttl").unless(&["", "300"]),
             value("bcrypt-cost").unless(&["", "10"]),
             value("max-snapshots"),
@@ -271,7 +265,7 @@ fn all() -> impl Iterator<Item = &'static EtcdFlag> {
 }
 
 /// etcd takes a switch's value in all of Go's spellings.
-fn spelled_out(value: &str) -> &str {
+pub(super) fn spelled_out(value: &str) -> &str {
     match value {
         "1" | "t" | "T" | "TRUE" | "True" => "true",
         "0" | "f" | "F" | "FALSE" | "False" => "false",

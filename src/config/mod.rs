@@ -26,7 +26,7 @@ pub use error::ConfigError;
 pub use urls::{ListenUrl, UrlError};
 
 use crate::concurrency::rules::Rules;
-use crate::node::AutoCompaction;
+use crate::node::{AutoCompaction, ChangeRules};
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::types::{ClusterId, MemberId};
 use args::flag;
@@ -58,6 +58,7 @@ pub struct Config {
     pub initial_cluster: Vec<(String, Vec<String>)>,
     pub initial_cluster_state: InitialClusterState,
     pub initial_cluster_token: String,
+    pub change_rules: ChangeRules,
     /// At most a fifth of the election timeout.
     pub heartbeat_interval: Duration,
     pub election_timeout: Duration,
@@ -255,8 +256,16 @@ impl ServerArgs {
             }
         }
 
+        let initial_cluster_state =
+            choice(flag::INITIAL_CLUSTER_STATE, self.initial_cluster_state, "new, existing")?;
+        let strict = match &self.strict_reconfig_check {
+            None => true,
+            Some(text) => switch(flag::STRICT_RECONFIG_CHECK, text)?,
+        };
+        // One learner at most, as in etcd, until somebody asks for more.
+        let max_learners = number(flag::MAX_LEARNERS, self.max_learners, 1, 1..=1_000)?;
         let initial_cluster = match self.initial_cluster {
-            Some(text) => cluster::initial_cluster(&text)?,
+            Some(text) => cluster::initial_cluster(&text, initial_cluster_state)?,
             None => vec![(name.clone(), initial_advertise_peer_urls.clone())],
         };
         check_membership(&name, &initial_advertise_peer_urls, &initial_cluster)?;
@@ -319,14 +328,11 @@ impl ServerArgs {
             listen_peer,
             initial_advertise_peer_urls,
             initial_cluster,
-            initial_cluster_state: choice(
-                flag::INITIAL_CLUSTER_STATE,
-                self.initial_cluster_state,
-                "new, existing",
-            )?,
+            initial_cluster_state,
             initial_cluster_token: self
                 .initial_cluster_token
                 .unwrap_or_else(|| "etcd-cluster".to_owned()),
+            change_rules: ChangeRules { strict, max_learners: bounded_usize(max_learners) },
             heartbeat_interval: Duration::from_millis(heartbeat_ms),
             election_timeout: Duration::from_millis(election_ms),
             snapshot_count,
@@ -496,6 +502,14 @@ fn duration(
         value: text.to_owned(),
         example: default,
     })
+}
+
+fn switch(flag: &'static str, text: &str) -> Result<bool, ConfigError> {
+    match etcd_flags::spelled_out(text) {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(ConfigError::NotAChoice { flag, value: text.to_owned(), choices: "true, false" }),
+    }
 }
 
 fn choice<T: FromStr + Default>(

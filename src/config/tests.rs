@@ -61,6 +61,7 @@ fn without_flags_a_single_member_listens_on_this_machine() {
             initial_cluster: vec![("default".into(), vec!["http://localhost:2380".into()])],
             initial_cluster_state: InitialClusterState::New,
             initial_cluster_token: "etcd-cluster".into(),
+            change_rules: ChangeRules { strict: true, max_learners: 1 },
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1_000),
             snapshot_count: 10_000,
@@ -291,6 +292,31 @@ fn flags_that_ask_for_what_happens_anyway_are_accepted_in_silence() {
 }
 
 #[test]
+fn changes_of_the_members_have_rules() {
+    let rules = |flags: &[&str]| config(flags).change_rules;
+    assert_eq!(rules(&[]), ChangeRules { strict: true, max_learners: 1 });
+    assert_eq!(
+        rules(&["--strict-reconfig-check=f", "--experimental-max-learners", "3"]),
+        ChangeRules { strict: false, max_learners: 3 }
+    );
+    assert!(rules(&["--strict-reconfig-check"]).strict);
+    let refusal = |flag| check_in(&[flag], &[]).unwrap_err().to_string();
+    assert!(refusal("--strict-reconfig-check=maybe").contains("true, false"));
+    assert!(refusal("--max-learners=0").contains("out of range"));
+}
+
+#[test]
+fn members_without_names_are_listed_only_where_a_cluster_waits_for_them() {
+    let listed = "default=http://localhost:2380,=http://b:2380";
+    let flags = ["--initial-cluster", listed, "--initial-cluster-state"];
+    let with = |state| check_in(&[flags.as_slice(), &[state]].concat(), &[]);
+    let names: Vec<_> =
+        with("existing").unwrap().initial_cluster.into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["", "default"]);
+    assert!(with("new").unwrap_err().to_string().contains("is not NAME=URL"));
+}
+
+#[test]
 fn flags_that_cannot_change_safety_warn() {
     let config = check_in(
         &["--pre-vote=false", "--grpc-keepalive-min-time=5s", "--cors=http://a"],
@@ -303,10 +329,7 @@ fn flags_that_cannot_change_safety_warn() {
         .iter()
         .map(|warning| warning.split_once(" has no effect: ").unwrap().0)
         .collect();
-    assert_eq!(
-        warned,
-        ["--pre-vote", "--cors", "--grpc-keepalive-min-time", "--max-learners", "--max-snapshots"]
-    );
+    assert_eq!(warned, ["--pre-vote", "--cors", "--grpc-keepalive-min-time", "--max-snapshots"]);
 }
 
 #[test]

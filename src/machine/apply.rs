@@ -1,6 +1,6 @@
 //! One entry's effect, command by command.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -42,6 +42,7 @@ impl Machine {
             queues: &mut self.queues,
             holds: &mut self.holds,
             members: &mut self.members,
+            retired: &self.retired,
             now: self.now,
             index: position.index,
             effects: Vec::new(),
@@ -70,6 +71,7 @@ pub(super) struct Edit<'m> {
     pub(super) queues: &'m mut Queues,
     pub(super) holds: &'m mut Holds,
     members: &'m mut BTreeMap<MemberId, PublishedMember>,
+    retired: &'m BTreeSet<MemberId>,
     pub(super) now: Timestamp,
     index: u64,
     pub(super) effects: Vec<Effect>,
@@ -108,6 +110,8 @@ impl Edit<'_> {
             Command::Release(release) => Ok(self.release(release)),
             Command::AskRelease(ask) => Ok(self.ask_release(ask)),
             Command::Told { key, create_revision } => Ok(self.told(key, *create_revision)),
+            // It was under way when the member was removed.
+            Command::PublishMember { id, .. } if self.retired.contains(id) => Ok(Reply::Done),
             Command::PublishMember { id, name, client_urls } => {
                 let member =
                     PublishedMember { name: name.clone(), client_urls: client_urls.clone() };

@@ -8,6 +8,7 @@
 //! 'm'                   revision, compacted revision, cluster time
 //! 'p' member id (8)     how clients reach a member
 //! 'r' revision (12)     one record of the key history
+//! 'x' member id (8)     a member that was removed: the id never comes back
 //! ```
 //!
 //! Numbers are big-endian, so that keys order as the numbers do (lease ids as unsigned ones).
@@ -23,6 +24,7 @@ pub const LEASE_PREFIX: u8 = b'l';
 pub const META_KEY: [u8; 1] = *b"m";
 pub const MEMBER_PREFIX: u8 = b'p';
 pub const RECORD_PREFIX: u8 = b'r';
+pub const RETIRED_PREFIX: u8 = b'x';
 
 pub fn record_key(revision: Revision) -> [u8; 13] {
     let mut key = [RECORD_PREFIX; 13];
@@ -64,6 +66,15 @@ pub fn member_key(id: MemberId) -> [u8; 9] {
 /// The inverse of [`member_key`].
 pub fn member_id(key: &[u8]) -> Option<MemberId> {
     Some(MemberId(number(MEMBER_PREFIX, key)?))
+}
+
+pub fn retired_key(id: MemberId) -> [u8; 9] {
+    numbered(RETIRED_PREFIX, id.0)
+}
+
+/// The inverse of [`retired_key`].
+pub fn retired_id(key: &[u8]) -> Option<MemberId> {
+    Some(MemberId(number(RETIRED_PREFIX, key)?))
 }
 
 fn numbered(prefix: u8, number: u64) -> [u8; 9] {

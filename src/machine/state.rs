@@ -1,6 +1,6 @@
 //! The machine's state: where it comes from after a restart, and what others may see of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +30,8 @@ pub struct Machine {
     pub(super) queues: Queues,
     pub(super) holds: Holds,
     pub(super) members: BTreeMap<MemberId, PublishedMember>,
+    /// The members that were removed.
+    pub(super) retired: BTreeSet<MemberId>,
     /// Of the newest entry.
     pub(super) now: Timestamp,
     scrubber: Scrubber,
@@ -79,6 +81,11 @@ impl Machine {
             machine.members.insert(id, codec::decode_member(value)?);
             Ok(())
         })?;
+        scan(engine, schema::RETIRED_PREFIX, |key, _| {
+            let id = schema::retired_id(key).ok_or_else(|| codec::bad_key("retired", key))?;
+            machine.retired.insert(id);
+            Ok(())
+        })?;
         scan(engine, schema::LABEL_PREFIX, |key, value| {
             let label = codec::decode_label(value)?;
             machine.holds.labels.insert(Bytes::copy_from_slice(&key[1..]), label);
@@ -110,6 +117,7 @@ impl Machine {
             schema::LEASE_PREFIX,
             schema::MEMBER_PREFIX,
             schema::RECORD_PREFIX,
+            schema::RETIRED_PREFIX,
         ] {
             scan(engine, prefix, |key, _| {
                 let what = format!("pair at {}", key.escape_ascii());
@@ -129,6 +137,7 @@ impl Machine {
             queues: Queues::default(),
             holds: Holds::default(),
             members: BTreeMap::new(),
+            retired: BTreeSet::new(),
             now: meta.now,
             scrubber: Scrubber::new(),
             stored_meta,
@@ -199,6 +208,25 @@ impl Machine {
         &self.members
     }
 
+    /// The members that were removed. Such an id never comes back.
+    pub fn retired_members(&self) -> &BTreeSet<MemberId> {
+        &self.retired
+    }
+
+    /// A change of membership that removes these members was committed. What is to be stored is
+    /// added to `batch`, as by [`Machine::apply`], whose order this keeps.
+    pub fn retire(&mut self, ids: impl IntoIterator<Item = MemberId>, batch: &mut Batch) {
+        for id in ids {
+            self.retired.insert(id);
+            // Present is all it has to be.
+            batch.put(schema::retired_key(id), [1]);
+            if self.members.remove(&id).is_some() {
+                batch.remove(schema::member_key(id));
+            }
+        }
+        self.store_meta(batch);
+    }
+
     /// The whole state as pairs for another engine. Physical removal waits while the image exists.
     pub fn image(&self) -> Image {
         Image::new(&self.history, self.tables())
@@ -232,6 +260,9 @@ impl Machine {
             hasher.bytes(member.name.as_bytes());
             hasher.number(member.client_urls.len() as u64);
             member.client_urls.iter().for_each(|url| hasher.bytes(url.as_bytes()));
+        }
+        for id in &self.retired {
+            hasher.number(id.0);
         }
         for (key, label) in &self.holds.labels {
             hasher.bytes(key);
@@ -279,7 +310,9 @@ impl Machine {
         let forced = self.holds.forced.iter().map(|(number, forced)| {
             (schema::forced_key(*number).into(), codec::encode_forced(forced))
         });
-        std::iter::once(meta).chain(leases).chain(members).chain(labels).chain(forced).collect()
+        let retired = self.retired.iter().map(|id| (schema::retired_key(*id).into(), vec![1]));
+        let tables = std::iter::once(meta).chain(leases).chain(members).chain(retired);
+        tables.chain(labels).chain(forced).collect()
     }
 }
 

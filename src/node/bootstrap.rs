@@ -12,18 +12,21 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::contacts::Contacts;
 use super::identity::{DataDir, DataDirError};
+use super::joining;
+use super::membership::ChangeRules;
 use super::role::RoleTracker;
 use super::{AutoCompaction, Identity, Limits, Meters, Node, Shared, calls, forward, lessor, read};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer, Pace};
-use crate::raft::links::Links;
+use crate::raft::links::{Links, says_removed};
 use crate::raft::log_store::{LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
-use crate::raft::types::{OnRefused, PeerNode};
+use crate::raft::types::{OnRefused, PeerNode, is_learner};
 use crate::storage::{Home, StateWriter, WriterOptions};
 use crate::types::MemberId;
 use crate::vfs::Vfs;
@@ -61,6 +64,28 @@ pub enum StartError {
          must not vote as if it were new; restore the folder"
     )]
     LostMember { data_dir: PathBuf },
+    #[error(
+        "the member has been permanently removed from the cluster: add it again as a new one, and \
+         give it an empty data dir"
+    )]
+    Removed,
+    #[error(
+        "--initial-cluster-state=existing, but none of the members in --initial-cluster answers: \
+         start them first, or correct their URLs"
+    )]
+    NobodyToJoin,
+    #[error("--initial-cluster lists members of several clusters: correct their URLs")]
+    SeveralClusters,
+    #[error(
+        "--initial-cluster-state=existing, but no member of the cluster has the peer URLs \
+         {peer_urls}: add it first, as by etcdctl member add"
+    )]
+    NotAdded { peer_urls: String },
+    #[error(
+        "--initial-cluster lists {listed}, but the members of the cluster are at {members}: make \
+         them equal"
+    )]
+    OtherMembers { listed: String, members: String },
 }
 
 /// What a member is told about itself and its cluster. All rules between the values hold.
@@ -70,6 +95,10 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Of a cluster that begins with this start.
     pub initial_members: BTreeMap<u64, PeerNode>,
+    /// The cluster is there already: this member has been added to it, and `identity` holds only
+    /// until the others, or the data, say who it is.
+    pub joins: bool,
+    pub change_rules: ChangeRules,
     /// Where clients reach this member.
     pub client_urls: Vec<String>,
     pub heartbeat_interval: Duration,
@@ -146,11 +175,15 @@ impl Faults {
 /// Opens the data directory, recovers log and state, and starts the member. It talks to its peers
 /// from now on, but clients are to be served only after [`Node::recovered`].
 pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults), StartError> {
-    let data_dir = DataDir::open(&settings.data_dir, &settings.identity)?;
+    let identity = joining::identity(settings).await?;
+    let data_dir = DataDir::open(&settings.data_dir, &identity)?;
     let meters = Arc::new(Meters::default());
     let stores = Stores::open(&data_dir, world.vfs.clone(), &meters).await?;
     let (log, writer) = (stores.log.clone(), stores.writer.clone());
-    let identity = Identity { cluster_id: data_dir.cluster_id(), ..settings.identity.clone() };
+    let identity = Identity { cluster_id: data_dir.cluster_id(), ..identity };
+    if stores.machine.retired_members().contains(&identity.member_id) {
+        return Err(StartError::Removed);
+    }
     let (node, peer_service, tasks) = assemble(settings, identity, world, stores, meters).await?;
     let raft = peer_service.raft.clone();
     let faults = Faults { log: log.watch_fault(), state: writer.fault(), raft: raft.clone() };
@@ -220,7 +253,13 @@ async fn assemble(
         lessor: Notify::new(),
         waiters: super::Waiters::default(),
         meters: meters.clone(),
+        membership: watch::Sender::new(state.membership.clone()),
+        learner: watch::Sender::new(is_learner(&state.membership, me.0)),
+        retired: Arc::default(),
+        removed: watch::Sender::new(false),
+        contacts: Contacts::default(),
     });
+    shared.retired.replace(machine.retired_members());
     let scrub = Arc::new(Notify::new());
     // History that a crash left to be removed.
     scrub.notify_one();
@@ -267,6 +306,8 @@ async fn assemble(
         stopping: watch::Sender::new(false),
         background: TaskTracker::new(),
         on_refused,
+        change_rules: settings.change_rules,
+        changes: tokio::sync::Mutex::default(),
     });
     let contact = Arc::new(LeaderContact::new(node.clock.clone()));
     let mut tasks = JoinSet::new();
@@ -277,6 +318,8 @@ async fn assemble(
     tasks.spawn(node.clone().keep_expiring());
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
+    tasks.spawn(node.clone().keep_in_touch());
+    tasks.spawn(node.clone().keep_promoting());
     if let Some(asked) = settings.auto_compaction {
         tasks.spawn(node.clone().keep_compacting(asked));
     }
@@ -294,6 +337,13 @@ async fn begin_cluster(
     raft: &RaftHandle,
 ) -> Result<(), StartError> {
     if !raft.is_initialized().await.map_err(|error| StartError::Raft(error.to_string()))? {
+        if settings.joins {
+            // The leader sends it what there is. It must not have been sent any before.
+            return match joining::introduced(settings).await? {
+                known if known.member_id == me => Ok(()),
+                _ => Err(StartError::LostMember { data_dir: settings.data_dir.clone() }),
+            };
+        }
         refuse_lost_member(settings, me, links).await?;
         raft.initialize(settings.initial_members.clone())
             .await
@@ -317,14 +367,17 @@ async fn refuse_lost_member(
     let questions = others.map(|(id, node)| async move {
         let mut client = links.peer(*id, node).ok()?.forward();
         let question = crate::raft::frame::encode(&me).ok()?;
-        let answer = tokio::time::timeout(KNOWN_DEADLINE, client.known(question)).await;
-        crate::raft::frame::decode::<bool>(answer.ok()?.ok()?.get_ref()).ok()
+        match tokio::time::timeout(KNOWN_DEADLINE, client.known(question)).await.ok()? {
+            Ok(answer) => {
+                let known = crate::raft::frame::decode::<bool>(answer.get_ref()).ok()?;
+                known.then(|| StartError::LostMember { data_dir: settings.data_dir.clone() })
+            }
+            Err(status) => says_removed(&status).then_some(StartError::Removed),
+        }
     });
     // One that does not answer may not have started yet.
-    if futures::future::join_all(questions).await.contains(&Some(true)) {
-        return Err(StartError::LostMember { data_dir: settings.data_dir.clone() });
-    }
-    Ok(())
+    let mut refusals = futures::future::join_all(questions).await.into_iter().flatten();
+    refusals.next().map_or(Ok(()), Err)
 }
 
 fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Config, StartError> {
@@ -373,8 +426,14 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
                 }
                 position
             }
-            Applied::Other { position, .. } => position,
-            Applied::Installed { position } => {
+            Applied::Other { position, membership } => {
+                if let Some(membership) = membership {
+                    shared.on_membership(me, membership, machine);
+                }
+                position
+            }
+            Applied::Installed { position, membership } => {
+                shared.on_membership(me, membership, machine);
                 shared.hub.reset();
                 shared.waiters.on_installed();
                 shared.calls.fail_sent();

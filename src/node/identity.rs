@@ -118,6 +118,31 @@ impl DataDir {
         self.cluster_id
     }
 
+    /// Whose directory `path` is; `None` where no member has started yet.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be read.
+    pub fn identity(path: &Path) -> Result<Option<Identity>, DataDirError> {
+        let bytes = match fs::read(path.join(MEMBER_FILE)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(DataDirError::Io { path: path.to_owned(), source }),
+        };
+        let file = decode(path, &bytes)?;
+        let id = |text: &str| {
+            u64::from_str_radix(text, 16).map_err(|error| DataDirError::Damaged {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })
+        };
+        Ok(Some(Identity {
+            cluster_id: ClusterId(id(&file.cluster_id)?),
+            member_id: MemberId(id(&file.member_id)?),
+            name: file.name,
+        }))
+    }
+
     pub fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }
@@ -211,8 +236,7 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     Ok(lock)
 }
 
-/// The cluster's id, if the file fits to `identity`.
-fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, DataDirError> {
+fn decode(path: &Path, bytes: &[u8]) -> Result<MemberFile, DataDirError> {
     let path = path.to_owned();
     let file: MemberFile = match serde_json::from_slice(bytes) {
         Ok(file) => file,
@@ -221,6 +245,13 @@ fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, Da
     if file.format != FORMAT {
         return Err(DataDirError::OtherFormat { path, found: file.format });
     }
+    Ok(file)
+}
+
+/// The cluster's id, if the file fits to `identity`.
+fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, DataDirError> {
+    let file = decode(path, bytes)?;
+    let path = path.to_owned();
     if file.name != identity.name {
         let wanted = identity.name.clone();
         return Err(DataDirError::OtherName { path, found: file.name, wanted });
@@ -274,7 +305,11 @@ mod tests {
         let other = DataDir::open(&path, &identity("a", 2));
         assert!(matches!(other, Err(DataDirError::OtherCluster { .. })), "{other:?}");
         DataDir::open(&path, &identity("a", 1)).expect("restart");
+        assert_eq!(DataDir::identity(&path).expect("read"), Some(identity("a", 1)));
+        let nobodys = directory.path().join("other");
+        assert_eq!(DataDir::identity(&nobodys).expect("read"), None);
     }
+
     #[test]
     fn a_data_dir_made_from_a_state_is_used_under_its_own_cluster_id_and_only_when_finished() {
         let directory = tempfile::tempdir().expect("tempdir");

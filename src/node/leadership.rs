@@ -79,7 +79,8 @@ impl Node {
                 let matched = progress.get(&target.0).cloned().flatten();
                 let wanted = now.last_log_index.unwrap_or(0).saturating_sub(ENTRIES_LACKING);
                 let is_voter = now.membership_config.voter_ids().any(|id| id == target.0);
-                if is_voter && matched.is_some_and(|matched| matched.index >= wanted) {
+                let is_there = self.shared.contacts.since(target).is_some();
+                if is_there && is_voter && matched.is_some_and(|matched| matched.index >= wanted) {
                     return Ok(());
                 }
             }

@@ -8,6 +8,7 @@
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
 //! - [`lessor`]: renewals together, and the end of leases;
 //! - [`leadership`]: handing it on when asked to;
+//! - [`membership`], [`members_service`], [`joining`], [`contacts`]: who belongs to the cluster;
 //! - [`compactor`]: the end of history that nobody wants any more;
 //! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
@@ -17,12 +18,16 @@
 pub mod bootstrap;
 mod calls;
 mod compactor;
+mod contacts;
 mod facts;
 mod forward;
 pub mod founding;
 mod identity;
+mod joining;
 mod leadership;
 mod lessor;
+mod members_service;
+mod membership;
 mod meters;
 mod propose;
 mod read;
@@ -31,13 +36,13 @@ mod shutdown;
 mod upkeep;
 mod waiters;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
@@ -48,6 +53,8 @@ pub use facts::Facts;
 pub use forward::ForwardService;
 pub use identity::Identity;
 pub use leadership::MoveFailure;
+pub use members_service::{IntroductionService, MembersService};
+pub use membership::{Change, ChangeFailure, ChangeRefusal, ChangeRules, Changed};
 pub use meters::Meters;
 pub use role::Role;
 pub use waiters::{Waiters, WaitingFor};
@@ -55,10 +62,10 @@ pub use waiters::{Waiters, WaitingFor};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Image, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
-use crate::raft::links::{Links, Peer};
+use crate::raft::links::{Links, Peer, Retired};
 use crate::raft::peer_service::RaftHandle;
 use crate::raft::traffic::Traffic;
-use crate::raft::types::{OnRefused, PeerNode};
+use crate::raft::types::{Membership, OnRefused, is_learner};
 use crate::storage::StateWriter;
 use crate::types::{ClusterId, LeaseId, MemberId};
 use crate::watch::Hub;
@@ -124,7 +131,7 @@ pub struct LeaseInfo {
 }
 
 /// A member of the cluster as `MemberList` shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub id: MemberId,
     /// Empty until the member has started once.
@@ -158,6 +165,28 @@ pub(crate) struct Shared {
     pub lessor: Notify,
     pub waiters: Waiters,
     pub meters: Arc<Meters>,
+    /// As of the newest change applied here.
+    pub membership: watch::Sender<Membership>,
+    /// Whether this member has no vote by the membership.
+    pub learner: watch::Sender<bool>,
+    /// The members that were removed, for the layer that lets calls in.
+    pub retired: Arc<Retired>,
+    /// Whether this member was removed.
+    pub removed: watch::Sender<bool>,
+    pub contacts: contacts::Contacts,
+}
+
+impl Shared {
+    /// The membership of the newest change applied, or of a state installed.
+    pub fn on_membership(&self, me: MemberId, membership: Membership, machine: &Machine) {
+        self.retired.replace(machine.retired_members());
+        if machine.retired_members().contains(&me) {
+            self.removed.send_replace(true);
+        }
+        let learner = is_learner(&membership, me.0);
+        self.learner.send_if_modified(|was| std::mem::replace(was, learner) != learner);
+        self.membership.send_replace(membership);
+    }
 }
 
 /// This member. Used behind an `Arc`.
@@ -184,6 +213,9 @@ pub struct Node {
     background: TaskTracker,
     /// Told of proposals that openraft refused.
     on_refused: OnRefused,
+    change_rules: ChangeRules,
+    /// Held while a change of the members is made: one at a time.
+    changes: tokio::sync::Mutex<()>,
 }
 
 impl Node {
@@ -239,6 +271,11 @@ impl Node {
         &self.shared.meters
     }
 
+    /// The members that were removed, as the layer that lets calls in must know.
+    pub fn retired(&self) -> &Arc<Retired> {
+        &self.shared.retired
+    }
+
     /// What went between this member and the others.
     pub fn traffic(&self) -> &Arc<Traffic> {
         self.links.traffic()
@@ -286,29 +323,9 @@ impl Node {
         LeaseId(((self.entropy.random_u64() >> 1) as i64).max(1))
     }
 
-    pub fn members(&self) -> Vec<Member> {
-        let metrics = self.raft.server_metrics();
-        let membership = metrics.borrow_watched().membership_config.clone();
-        let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let machine = self.machine();
-        let published = machine.published_members();
-        let member = |(id, node): (&u64, &PeerNode)| {
-            let known = published.get(&MemberId(*id));
-            Member {
-                id: MemberId(*id),
-                name: known.map(|known| known.name.clone()).unwrap_or_default(),
-                peer_urls: node.peer_urls.clone(),
-                client_urls: known.map(|known| known.client_urls.clone()).unwrap_or_default(),
-                is_learner: !voters.contains(id),
-            }
-        };
-        membership.nodes().map(member).collect()
-    }
-
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let me = self.identity.member_id.0;
         let bytes = self.writer.size_bytes();
         Status {
             leader: self.leader(),
@@ -317,7 +334,7 @@ impl Node {
             applied_index: *self.shared.applied.borrow(),
             db_size_bytes: bytes,
             db_size_in_use_bytes: bytes,
-            is_learner: !metrics.membership_config.voter_ids().any(|id| id == me),
+            is_learner: *self.shared.learner.borrow(),
         }
     }
 

@@ -33,11 +33,18 @@ impl Node {
                 let committed = now.cluster_committed.map(|log_id| log_id.index);
                 let applied = now.last_applied.map(|log_id| log_id.index);
                 if committed.is_some() && committed >= wanted && applied >= wanted {
-                    return Ok(());
+                    break;
                 }
             }
             metrics.changed().await.map_err(|_| super::Failure::Stopping)?;
         }
+        // One that joins has everything from before it was known to be there.
+        let me = self.identity.member_id;
+        let mut applied = self.shared.applied.subscribe();
+        while !self.machine().published_members().contains_key(&me) {
+            applied.changed().await.map_err(stopped)?;
+        }
+        Ok(())
     }
 
     /// Keeps the role up to date with openraft, and whether a quorum follows the leader.
@@ -52,11 +59,17 @@ impl Node {
         let metrics = self.raft.metrics();
         let mut stopping = self.stopping.subscribe();
         // How often a silent loss of the quorum is looked for.
+        let mut known = None;
         let mut look = tokio::time::interval(self.limits.election_timeout / 4);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let (term, leader, connected) = {
                 let now = server.borrow_and_update();
+                if known != Some(*now.membership_config.log_id()) {
+                    known = Some(*now.membership_config.log_id());
+                    let members = now.membership_config.nodes();
+                    self.links.update(members.map(|(id, node)| (*id, node.clone())).collect());
+                }
                 // The vote shown is the last durable one, the leader may be of a later one.
                 let voted = now.vote.leader_id.voted_for;
                 let leader = now.current_leader.filter(|leader| *leader == voted).map(MemberId);

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::machine::{Entry, Fault, Machine, Outcome, Position};
 use crate::metrics::Counter;
 use crate::storage::{Batch, Engine, Home, StateWriter};
+use crate::types::MemberId;
 
 /// Where [`RaftState`] stands in the engine, apart from the machine's own keys.
 pub(super) const RAFT_STATE_KEY: &[u8] = b"a";
@@ -40,6 +41,7 @@ pub enum Applied<'a> {
     /// The state was replaced by a snapshot; nothing is known of the entries in between.
     Installed {
         position: Position,
+        membership: Membership,
     },
 }
 
@@ -122,7 +124,10 @@ impl Applier {
             }
             EntryPayload::Membership(membership) => {
                 let membership = Membership::new(Some(entry.log_id), membership.clone());
-                self.state.membership = membership.clone();
+                let before = std::mem::replace(&mut self.state.membership, membership.clone());
+                let stays = |id: &u64| membership.membership().get_node(id).is_some();
+                let removed = before.nodes().map(|(id, _)| *id).filter(|id| !stays(id));
+                machine.retire(removed.map(MemberId), batch);
                 let membership = Some(membership);
                 (self.observer)(&machine, Applied::Other { position, membership });
             }
@@ -268,7 +273,9 @@ impl RaftStateMachine<Raft> for Applier {
         let mut shared = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
         shared.replace(machine);
         if let Some(applied) = self.state.applied {
-            (self.observer)(&shared, Applied::Installed { position: position(applied) });
+            let membership = self.state.membership.clone();
+            let position = position(applied);
+            (self.observer)(&shared, Applied::Installed { position, membership });
         }
         Ok(())
     }

@@ -2,23 +2,27 @@
 //!
 //! Each peer has two: one for what is small and urgent (votes, appends, forwarded calls), one for
 //! snapshots, so that a bulk transfer does not hold up a heartbeat. Both connect when first used
-//! and again after a failure.
+//! and again after a failure. They end when the member is removed or moves to other URLs; openraft,
+//! which keeps the URLs it began with, then gets connections to the new ones.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::frame::MAX_FRAME_BYTES;
 use super::traffic::{Outgoing, PeerTraffic, Traffic};
 use super::types::PeerNode;
 use crate::clock::Clock;
 use crate::pb::peer::forward_client::ForwardClient;
+use crate::pb::peer::introduction_client::IntroductionClient;
+use crate::pb::peer::membership_client::MembershipClient;
 use crate::pb::peer::queue_client::QueueClient;
 use crate::pb::peer::raft_client::RaftClient;
 use crate::types::{ClusterId, MemberId};
@@ -34,13 +38,42 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
+/// What a member that was removed is told, whatever it calls.
+const REMOVED: &str = "the member has been permanently removed from the cluster";
+
+/// Whether `status` says that the caller was removed from the cluster.
+pub fn says_removed(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.message() == REMOVED
+}
+
+/// The members that were removed, for the layer that lets calls in.
+#[derive(Debug, Default)]
+pub struct Retired(RwLock<BTreeSet<MemberId>>);
+
+impl Retired {
+    pub fn replace(&self, members: &BTreeSet<MemberId>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clone_from(members);
+    }
+
+    pub fn contains(&self, member: MemberId) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&member)
+    }
+}
+
 /// Whom this member is and knows; hands out connections to the others.
 pub struct Links {
     cluster: ClusterId,
     origin: MemberId,
     clock: Arc<dyn Clock>,
     traffic: Arc<Traffic>,
-    channels: Mutex<BTreeMap<u64, (PeerNode, Peer)>>,
+    channels: Mutex<Channels>,
+}
+
+#[derive(Default)]
+struct Channels {
+    /// As the newest membership has it.
+    members: BTreeMap<u64, PeerNode>,
+    peers: BTreeMap<u64, (Vec<String>, Peer)>,
 }
 
 /// The connections to one member. Cheap to clone.
@@ -49,6 +82,7 @@ pub struct Peer {
     control: Outgoing<Channel>,
     bulk: Outgoing<Channel>,
     identity: PeerIdentity,
+    closed: CancellationToken,
 }
 
 pub type Signed = InterceptedService<Outgoing<Channel>, PeerIdentity>;
@@ -69,32 +103,64 @@ impl Links {
         self.clock.monotonic()
     }
 
-    /// The connections to member `target`, made anew when its URLs have changed.
+    /// Takes note of who belongs to the cluster: ends the connections to members that were removed
+    /// or have other URLs now, and forgets the traffic with those removed.
+    pub fn update(&self, members: BTreeMap<u64, PeerNode>) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.peers.retain(|id, (urls, peer)| {
+            let stays = members.get(id).is_some_and(|node| node.peer_urls == *urls);
+            if !stays {
+                peer.closed.cancel();
+            }
+            stays
+        });
+        self.traffic.retain(|member| members.contains_key(&member.0));
+        channels.members = members;
+    }
+
+    /// The connections to member `target`. `node` says how to reach it while the newest membership
+    /// does not.
     ///
     /// # Errors
     ///
     /// UNAVAILABLE when the node has no URL that can be used.
     pub fn peer(&self, target: u64, node: &PeerNode) -> Result<Peer, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, peer)) = channels.get(&target)
-            && known == node
-        {
-            return Ok(peer.clone());
+        let node = channels.members.get(&target).unwrap_or(node).clone();
+        if let Some((urls, peer)) = channels.peers.get(&target) {
+            if *urls == node.peer_urls {
+                return Ok(peer.clone());
+            }
+            peer.closed.cancel();
         }
         let traffic = self.traffic.with(MemberId(target));
         let peer = Peer {
-            control: connect(node, &traffic)?,
-            bulk: connect(node, &traffic)?,
+            control: connect(&node, &traffic)?,
+            bulk: connect(&node, &traffic)?,
             identity: PeerIdentity::new(self.cluster, MemberId(target), self.origin),
+            closed: CancellationToken::new(),
         };
-        channels.insert(target, (node.clone(), peer.clone()));
+        channels.peers.insert(target, (node.peer_urls, peer.clone()));
         Ok(peer)
     }
 }
 
+/// A client for whoever answers at `urls`, before either side knows the other.
+///
+/// # Errors
+///
+/// UNAVAILABLE when none of the URLs can be used.
+pub fn introduction(urls: &[String]) -> Result<IntroductionClient<Channel>, Status> {
+    open(urls).map(IntroductionClient::new)
+}
+
 fn connect(node: &PeerNode, traffic: &Arc<PeerTraffic>) -> Result<Outgoing<Channel>, Status> {
+    Ok(Outgoing::new(open(&node.peer_urls)?, traffic.clone()))
+}
+
+fn open(urls: &[String]) -> Result<Channel, Status> {
     let mut endpoints = Vec::new();
-    for url in &node.peer_urls {
+    for url in urls {
         let endpoint = Endpoint::from_shared(url.clone())
             .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -106,12 +172,11 @@ fn connect(node: &PeerNode, traffic: &Arc<PeerTraffic>) -> Result<Outgoing<Chann
             .keep_alive_while_idle(true);
         endpoints.push(endpoint);
     }
-    let channel = match endpoints.len() {
-        0 => return Err(Status::unavailable(format!("member {} has no peer URL", node.name))),
-        1 => endpoints.remove(0).connect_lazy(),
-        _ => Channel::balance_list(endpoints.into_iter()),
-    };
-    Ok(Outgoing::new(channel, traffic.clone()))
+    match endpoints.len() {
+        0 => Err(Status::unavailable("the member has no peer URL")),
+        1 => Ok(endpoints.remove(0).connect_lazy()),
+        _ => Ok(Channel::balance_list(endpoints.into_iter())),
+    }
 }
 
 impl Peer {
@@ -126,6 +191,15 @@ impl Peer {
         RaftClient::with_interceptor(self.bulk.clone(), self.identity.clone())
             .max_decoding_message_size(MAX_FRAME_BYTES)
             .max_encoding_message_size(MAX_FRAME_BYTES)
+    }
+
+    /// Fires when these connections are of no more use: the member is gone, or elsewhere.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    pub fn membership(&self) -> MembershipClient<Signed> {
+        MembershipClient::with_interceptor(self.control.clone(), self.identity.clone())
     }
 
     pub fn queue(&self) -> QueueClient<Signed> {
@@ -172,6 +246,7 @@ impl Interceptor for PeerIdentity {
 pub struct PeerCheck {
     pub cluster: ClusterId,
     pub member: MemberId,
+    pub retired: Arc<Retired>,
 }
 
 impl Interceptor for PeerCheck {
@@ -180,6 +255,10 @@ impl Interceptor for PeerCheck {
             |key: &str| -> Option<u64> { request.metadata().get(key)?.to_str().ok()?.parse().ok() };
         if number(CLUSTER_KEY) != Some(self.cluster.0) {
             return Err(Status::failed_precondition("etcdserver: cluster ID mismatch"));
+        }
+        // It must neither ask for votes nor take part in anything else.
+        if number(ORIGIN_KEY).is_some_and(|origin| self.retired.contains(MemberId(origin))) {
+            return Err(Status::permission_denied(REMOVED));
         }
         if number(TARGET_KEY) != Some(self.member.0) {
             return Err(Status::failed_precondition(format!(
@@ -195,4 +274,53 @@ impl Interceptor for PeerCheck {
 pub fn origin_of<T>(request: &Request<T>) -> MemberId {
     let origin = request.metadata().get(ORIGIN_KEY);
     MemberId(origin.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    fn signed(origin: u64, target: u64) -> Request<()> {
+        let mut identity = PeerIdentity::new(ClusterId(1), MemberId(target), MemberId(origin));
+        identity.call(Request::new(())).unwrap()
+    }
+
+    #[test]
+    fn a_removed_member_is_refused_whatever_it_calls_and_whomever_it_takes_us_for() {
+        let retired = Arc::new(Retired::default());
+        let mut check = PeerCheck { cluster: ClusterId(1), member: MemberId(2), retired };
+        check.call(signed(3, 2)).unwrap();
+        let mistaken = check.call(signed(3, 9)).unwrap_err();
+        assert_eq!(mistaken.code(), Code::FailedPrecondition);
+        check.retired.replace(&BTreeSet::from([MemberId(3)]));
+        for target in [2, 9] {
+            assert!(says_removed(&check.call(signed(3, target)).unwrap_err()));
+        }
+        check.call(signed(4, 2)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn connections_end_with_the_member_or_its_urls_and_go_by_the_newest_membership() {
+        let links = Links::new(ClusterId(1), MemberId(1), Arc::new(ManualClock::default()));
+        let node = |port: u16| PeerNode {
+            name: "m".to_owned(),
+            peer_urls: vec![format!("http://127.0.0.1:{port}")],
+        };
+        let members = |ports: &[(u64, u16)]| {
+            ports.iter().map(|(id, port)| (*id, node(*port))).collect::<BTreeMap<_, _>>()
+        };
+        links.update(members(&[(2, 1), (3, 1)]));
+        let (two, three) = (links.peer(2, &node(1)).unwrap(), links.peer(3, &node(1)).unwrap());
+        links.update(members(&[(2, 2)]));
+        assert!(two.closed().is_cancelled(), "it has moved");
+        assert!(three.closed().is_cancelled(), "it was removed");
+        let met = links.traffic().all();
+        assert_eq!(met.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [MemberId(2)]);
+        // openraft still names the old URL.
+        let moved = links.peer(2, &node(1)).unwrap();
+        links.peer(2, &node(2)).unwrap();
+        links.update(members(&[(2, 2)]));
+        assert!(!moved.closed().is_cancelled());
+    }
 }

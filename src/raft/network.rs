@@ -21,6 +21,7 @@ use openraft::raft::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use super::frame;
@@ -69,6 +70,14 @@ pub struct Network {
 struct AppendLink {
     requests: mpsc::Sender<Frame>,
     responses: Streaming<Frame>,
+    /// Fires when the peer is removed or moves to other URLs.
+    closed: CancellationToken,
+}
+
+impl AppendLink {
+    fn is_of_use(&self) -> bool {
+        !self.requests.is_closed() && !self.closed.is_cancelled()
+    }
 }
 
 impl Network {
@@ -78,19 +87,21 @@ impl Network {
 
     async fn open_appends(&self, deadline: Duration) -> Result<AppendLink, RPCError<Raft>> {
         let (requests, outgoing) = mpsc::channel(APPENDS_IN_FLIGHT);
-        let mut client = self.peer()?.raft();
+        let peer = self.peer()?;
+        let mut client = peer.raft();
         let call = client.append(ReceiverStream::new(outgoing));
         let responses = within(deadline, call).await?.into_inner();
-        Ok(AppendLink { requests, responses })
+        Ok(AppendLink { requests, responses, closed: peer.closed().clone() })
     }
 }
 
 /// A failure to reach the peer makes openraft wait before it tries again; any other does not.
 fn rpc_error(status: Status) -> RPCError<Raft> {
     match status.code() {
-        Code::Unavailable | Code::FailedPrecondition | Code::Unimplemented => {
-            RPCError::Unreachable(Unreachable::new(&status))
-        }
+        Code::Unavailable
+        | Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::Unimplemented => RPCError::Unreachable(Unreachable::new(&status)),
         _ => RPCError::Network(NetworkError::new(&status)),
     }
 }
@@ -143,6 +154,8 @@ struct Session<'s, S> {
 enum Step {
     Request(Option<AppendEntriesRequest<Raft>>),
     Response(Result<Option<Frame>, Status>),
+    /// The peer is removed, or elsewhere.
+    Closed,
     Late,
 }
 
@@ -174,6 +187,11 @@ where
                     return Err(rpc_error(Status::unavailable("the peer closed the stream")));
                 }
                 Step::Response(Err(status)) => return Err(rpc_error(status)),
+                Step::Closed => {
+                    return Err(rpc_error(Status::unavailable(
+                        "the peer was removed or has moved",
+                    )));
+                }
                 Step::Late => {
                     return Err(rpc_error(Status::unavailable("no answer within the deadline")));
                 }
@@ -241,6 +259,7 @@ where
             biased;
             response = self.link.responses.message() => Step::Response(response),
             request = next_request => Step::Request(request),
+            () = self.link.closed.cancelled() => Step::Closed,
             () = late => Step::Late,
         }
     }
@@ -279,7 +298,7 @@ impl RaftNetworkV2<Raft> for Network {
             };
             let input = futures::stream::iter([first]).chain(input);
             let link = match self.appends.take() {
-                Some(link) if !link.requests.is_closed() => link,
+                Some(link) if link.is_of_use() => link,
                 _ => self.open_appends(deadline).await?,
             };
             let session = Session {

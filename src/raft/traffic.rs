@@ -31,7 +31,7 @@ pub struct PeerTraffic {
     pub round_trip: Histogram,
 }
 
-/// The traffic with all members ever met, in order of id.
+/// The traffic with the members that were met and not removed since, in order of id.
 #[derive(Debug, Default)]
 pub struct Traffic {
     peers: Mutex<BTreeMap<MemberId, Arc<PeerTraffic>>>,
@@ -49,6 +49,12 @@ impl Traffic {
             })
         };
         peers.entry(peer).or_insert_with(new).clone()
+    }
+
+    /// Forgets the members that `stays` is false for.
+    pub fn retain(&self, stays: impl Fn(MemberId) -> bool) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|id, _| stays(*id));
     }
 
     pub fn all(&self) -> Vec<(MemberId, Arc<PeerTraffic>)> {

@@ -93,10 +93,38 @@ impl<T: Send + 'static> Responder<Raft, T> for ProposalResponder<T> {
     }
 }
 
-/// How members reach a member.
+/// How members reach a member, and as what it came.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerNode {
-    /// Empty until the member has started once.
+    /// Of a member that the cluster began with. One that was added makes its name known itself;
+    /// until then it has none here, or the mark of a learner.
     pub name: String,
     pub peer_urls: Vec<String>,
+}
+
+/// What a learner has instead of a name. No name has a slash in it.
+const LEARNER: &str = "/learner";
+
+impl PeerNode {
+    pub fn added(peer_urls: Vec<String>, learner: bool) -> PeerNode {
+        let name = if learner { LEARNER } else { "" };
+        PeerNode { name: name.to_owned(), peer_urls }
+    }
+
+    /// Whether it came as a learner. It is one as long as it is no voter.
+    pub fn came_as_learner(&self) -> bool {
+        self.name == LEARNER
+    }
+
+    /// Empty for a member that was added.
+    pub fn first_name(&self) -> &str {
+        if self.came_as_learner() { "" } else { &self.name }
+    }
+}
+
+/// Whether `id` belongs to the cluster without a vote. One that was added as a voter and has none
+/// yet does not count.
+pub fn is_learner(membership: &Membership, id: u64) -> bool {
+    let node = membership.membership().get_node(&id);
+    node.is_some_and(PeerNode::came_as_learner) && !membership.voter_ids().any(|voter| voter == id)
 }

@@ -5,9 +5,11 @@
 //! through by reference count, never copied: the node copies them once when it encodes the proposal.
 
 mod duplicates;
+mod peer_urls;
 mod reply;
 mod request;
 
+pub use peer_urls::peer_urls;
 pub use reply::{
     delete_range_response, key_value, lease_time_to_live_response, members, put_response,
     range_response, range_stream_response, txn_response,

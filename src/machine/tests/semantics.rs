@@ -657,6 +657,42 @@ fn a_published_member_survives_a_restart() {
 }
 
 #[test]
+fn a_removed_member_is_remembered_and_stays_unpublished() {
+    let mut member = Member::new();
+    let publish = || Command::PublishMember {
+        id: MemberId(7),
+        name: "m7".into(),
+        client_urls: vec!["http://h:2379".into()],
+    };
+    member.ok(publish());
+    let before = member.machine.hash();
+    let mut batch = Batch::default();
+    member.machine.retire([MemberId(7)], &mut batch);
+    member.engine.apply(batch).unwrap();
+    assert_ne!(member.machine.hash(), before);
+    // Its own word comes too late.
+    member.ok(publish());
+    let mut other = Member::new();
+    other.install(member.machine.image());
+    member.restart();
+    for member in [&member, &other] {
+        assert!(member.machine.retired_members().contains(&MemberId(7)));
+        assert!(member.machine.published_members().is_empty());
+    }
+    assert_eq!(member.machine.hash(), other.machine.hash());
+}
+
+#[test]
+fn a_member_may_be_removed_before_anything_is_written() {
+    let mut member = Member::new();
+    let mut batch = Batch::default();
+    member.machine.retire([MemberId(7)], &mut batch);
+    member.engine.apply(batch).unwrap();
+    member.restart();
+    assert!(member.machine.retired_members().contains(&MemberId(7)));
+}
+
+#[test]
 fn hash_kv_stays_the_same_when_more_is_written() {
     let mut member = Member::new();
     member.ok(put_command("a", "1"));

@@ -4,6 +4,7 @@ mod backup;
 mod elections;
 mod fences;
 mod locks;
+mod members;
 mod queues;
 
 use std::future::Future;
