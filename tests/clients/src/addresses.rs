@@ -17,6 +17,16 @@ impl Addresses {
         Addresses { urls }
     }
 
+    /// Another member, at `url`.
+    pub fn push(&mut self, url: String) {
+        self.urls.push(url);
+    }
+
+    /// These members only, numbered anew in this order.
+    pub fn only(&self, members: &[usize]) -> Addresses {
+        Addresses::new(members.iter().map(|member| self.urls[*member].clone()).collect())
+    }
+
     /// How many members the cluster has, running or not.
     pub fn size(&self) -> usize {
         self.urls.len()

@@ -48,22 +48,26 @@ impl Load {
     /// On each member two workers that put, each to a few keys of its own, and one that increments
     /// one of two counters all members share.
     pub fn start(cluster: &Addresses) -> Load {
-        let notes = Arc::new(Notes::default());
-        let mut workers = Vec::new();
+        let mut load = Load { notes: Arc::default(), workers: Vec::new() };
         for member in 0..cluster.size() {
-            let endpoint = cluster.endpoint(member);
-            for worker in 0..2 {
-                let (notes, endpoint) = (notes.clone(), endpoint.clone());
-                workers.push(tokio::spawn(async move {
-                    notes.keep_putting(member, &endpoint, &format!("m{member}w{worker}")).await;
-                }));
-            }
-            let (notes, counter) = (notes.clone(), member % 2);
-            workers.push(tokio::spawn(async move {
-                notes.keep_counting(member, &endpoint, &counter_key(counter)).await;
+            load.add(cluster, member);
+        }
+        load
+    }
+
+    /// The same on one more member.
+    pub fn add(&mut self, cluster: &Addresses, member: usize) {
+        let endpoint = cluster.endpoint(member);
+        for worker in 0..2 {
+            let (notes, endpoint) = (self.notes.clone(), endpoint.clone());
+            self.workers.push(tokio::spawn(async move {
+                notes.keep_putting(member, &endpoint, &format!("m{member}w{worker}")).await;
             }));
         }
-        Load { notes, workers }
+        let (notes, counter) = (self.notes.clone(), member % 2);
+        self.workers.push(tokio::spawn(async move {
+            notes.keep_counting(member, &endpoint, &counter_key(counter)).await;
+        }));
     }
 
     /// How many writes have been acknowledged so far.

@@ -60,6 +60,8 @@ struct Member {
     client: Port,
     peer: Port,
     arguments: Vec<String>,
+    /// Beside the arguments.
+    environment: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -120,13 +122,74 @@ impl Cluster {
                 }
                 arguments.extend(flags.iter().map(|f| (*f).to_owned()));
                 let log = dir.path().join(format!("{name}.log"));
-                Member { name, client, peer, arguments, log, child: None }
+                let environment = Vec::new();
+                Member { name, client, peer, arguments, environment, log, child: None }
             })
             .collect();
         let url = |member: &Member| format!("http://127.0.0.1:{}", member.client.number());
         let addresses = Addresses::new(members.iter().map(url).collect());
         let watchdog = Watchdog::start();
         Cluster { addresses, members, dir, watchdog, _places: places }
+    }
+
+    /// Settles ports and a directory for one more member, which knows nothing of a cluster yet: its
+    /// name and the initial cluster come with [`Cluster::introduce`]. Starts nothing.
+    pub fn prepare_another(&mut self, flags: &[&str]) -> usize {
+        let name = format!("m{}", self.members.len() + 1);
+        let (client, peer) = (Port::reserve(), Port::reserve());
+        let client_url = format!("http://127.0.0.1:{}", client.number());
+        let peer_url = format!("http://127.0.0.1:{}", peer.number());
+        let data = self.dir.path().join(&name);
+        let mut arguments = Vec::new();
+        for (flag, value) in [
+            ("data-dir", &*data.to_string_lossy()),
+            ("listen-client-urls", &client_url),
+            ("advertise-client-urls", &client_url),
+            ("listen-peer-urls", &peer_url),
+        ] {
+            arguments.extend([format!("--{flag}"), value.to_owned()]);
+        }
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let log = self.dir.path().join(format!("{name}.log"));
+        let environment = Vec::new();
+        self.members.push(Member { name, client, peer, arguments, environment, log, child: None });
+        self.addresses.push(client_url);
+        self.members.len() - 1
+    }
+
+    /// Starts `member` with these variables from now on, such as `etcdctl member add` prints.
+    pub fn introduce(&mut self, member: usize, variables: Vec<(String, String)>) {
+        self.members[member].environment = variables;
+    }
+
+    /// Gives a member that is down another value for a flag.
+    pub fn set_flag(&mut self, member: usize, flag: &str, value: &str) {
+        let arguments = &mut self.members[member].arguments;
+        let at = arguments.iter().position(|argument| argument == flag).expect("it has the flag");
+        arguments[at + 1] = value.to_owned();
+    }
+
+    /// The name a member is given, and the last part of its data directory.
+    pub fn name(&self, member: usize) -> &str {
+        &self.members[member].name
+    }
+
+    /// Waits until a member's process has ended by itself, and gives how.
+    pub async fn ended(&mut self, member: usize, limit: Duration) -> Exit {
+        let what = format!("{} ends by itself", self.members[member].name);
+        within(limit, &what, async {
+            while self.runs(member) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        let mut child = self.members[member].child.take().expect("it has been started");
+        exit_of(child.wait().expect("a child can be waited for"))
+    }
+
+    /// What a member has printed so far.
+    pub fn printed(&self, member: usize) -> String {
+        std::fs::read_to_string(&self.members[member].log).unwrap_or_default()
     }
 
     /// Lets the cluster live this long from now, for a test that takes longer than two minutes.
@@ -186,6 +249,7 @@ impl Cluster {
             File::options().create(true).append(true).open(&m.log).expect("a log can be made");
         let child = command(program())
             .args(&m.arguments)
+            .envs(m.environment.iter().map(|(name, value)| (name, value)))
             .envs(environment.iter().copied())
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
