@@ -189,6 +189,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
             min_lease_ttl_seconds: config.min_lease_ttl_seconds(),
             call_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
             election_timeout: config.election_timeout,
+            quota_bytes: config.quota_bytes,
         },
     }
 }

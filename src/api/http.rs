@@ -14,12 +14,12 @@ use serde_json::json;
 use tonic::Status;
 use url::form_urlencoded;
 
-use crate::machine::Range;
+use crate::machine::{AlarmKind, Range};
 use crate::metrics;
 use crate::node::Node;
 use crate::types::KeyRange;
 
-use super::ETCD_VERSION;
+use super::{ETCD_VERSION, convert};
 
 /// The key etcd's probes read. It need not exist.
 const PROBED_KEY: &[u8] = b"health";
@@ -69,11 +69,15 @@ async fn version() -> Response {
 }
 
 /// Whether this member can serve, in etcd's older form. `serializable=true` asks for less: that it
-/// can read its own state. `exclude=ALARM` leaves an alarm out; there are none yet.
+/// can read its own state. `exclude=ALARM` leaves an alarm out.
 async fn health(State(node): State<Arc<Node>>, RawQuery(query): RawQuery) -> Response {
     let serializable = parameters(query.as_deref(), "serializable");
     let serializable = serializable.first().is_some_and(|it| it == "true");
-    let reason = if !serializable && node.leader().is_none() {
+    let excluded = parameters(query.as_deref(), "exclude");
+    let alarm = active_alarm(&node, |name| !excluded.iter().any(|excluded| excluded == name));
+    let reason = if let Some(alarm) = alarm {
+        format!("ALARM {alarm}")
+    } else if !serializable && node.leader().is_none() {
         "RAFT NO LEADER".to_owned()
     } else {
         match read(&node, serializable).await {
@@ -125,8 +129,13 @@ impl Check {
             read(node, serializable).await.map_err(|status| status.message().to_owned())
         };
         match self {
-            // A member that finds its state corrupt stops, so one that answers has not.
-            Check::DataCorruption => Ok(()),
+            Check::DataCorruption => {
+                let corrupt = convert::alarm_name(AlarmKind::Corrupt);
+                match active_alarm(node, |name| name == corrupt) {
+                    Some(alarm) => Err(format!("alarm activated: {alarm}")),
+                    None => Ok(()),
+                }
+            }
             Check::SerializableRead => read(true).await,
             Check::LinearizableRead => read(false).await,
             Check::NonLearner if node.status().is_learner => {
@@ -135,6 +144,12 @@ impl Check {
             Check::NonLearner => Ok(()),
         }
     }
+}
+
+/// The name of an alarm that is raised and `counts`.
+fn active_alarm(node: &Node, counts: impl Fn(&str) -> bool) -> Option<&'static str> {
+    let machine = node.machine();
+    machine.alarms().map(|alarm| convert::alarm_name(alarm.kind)).find(|name| counts(name))
 }
 
 async fn probe(

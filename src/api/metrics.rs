@@ -11,8 +11,8 @@ use crate::metrics::{Counter, Kind, Page, Process};
 use crate::node::{Facts, Node};
 use crate::types::MemberId;
 
-use super::ETCD_VERSION;
 use super::calls::Calls;
+use super::{ETCD_VERSION, convert};
 
 /// The whole page, as of now.
 pub fn page(queues: &Queues, calls: &Calls) -> String {
@@ -75,9 +75,21 @@ fn server(page: &mut Page, node: &Node, facts: &Facts) {
 fn store(page: &mut Page, node: &Node, calls: &Calls, facts: &Facts) {
     let meters = node.meters();
     let name = "etcd_mvcc_db_total_size_in_bytes";
-    page.gauge(name, "The state's size on disk.", facts.db_size_bytes);
+    let help = "The state's size: on disk, or what is in use where that is more.";
+    page.gauge(name, help, facts.db_size_bytes);
     let name = "etcd_mvcc_db_total_size_in_use_in_bytes";
-    page.gauge(name, "The part of it that is in use.", facts.db_size_in_use_bytes);
+    let help = "What keys, history and leases take; the quota bounds it.";
+    page.gauge(name, help, facts.db_size_in_use_bytes);
+    let name = "etcd_server_quota_backend_bytes";
+    page.gauge(name, "The quota; zero for none.", facts.quota_bytes.unwrap_or(0));
+    let name = "holdfast_state_disk_bytes";
+    page.gauge(name, "What the state's files take, compressed.", facts.disk_bytes);
+    let help = "1 for each alarm that is raised, with the member it was raised for.";
+    let mut family = page.family("holdfast_alarm", Kind::Gauge, help);
+    for alarm in &facts.alarms {
+        let name = convert::alarm_name(alarm.kind);
+        family.sample(&[("alarm", name), ("member_id", &hex(alarm.member))], 1);
+    }
     let of_kv = |method| calls.handled_well("etcdserverpb.KV", method);
     let ranges = meters.ranges.get() + of_kv("Range") + of_kv("RangeStream");
     page.counter("etcd_mvcc_range_total", "Ranges read.", ranges);

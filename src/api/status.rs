@@ -8,9 +8,11 @@ use tonic::{Code, Status};
 
 use crate::concurrency::client::EnterFailure;
 use crate::concurrency::locks::WatchFailure;
-use crate::machine::Rejection;
+use crate::machine::{Alarm, Rejection};
 use crate::node::{ChangeFailure, ChangeRefusal, Failure, MoveFailure};
 use crate::types::LeaseId;
+
+use super::convert;
 
 /// Why a call is refused before anything was proposed or read, and the refusals that only the lock
 /// and election services know.
@@ -125,6 +127,10 @@ impl From<Rejection> for Status {
             Rejection::StaleFence { .. } => {
                 (Code::FailedPrecondition, "holdfast: stale fencing token")
             }
+            Rejection::NoSpace => {
+                (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+            }
+            Rejection::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         };
         Status::new(code, text)
     }
@@ -227,6 +233,10 @@ pub enum LockRefusal {
     TooManyStreams(usize),
     TooManyLocks(usize),
     TooManyRequests,
+    /// The alarm NOSPACE is raised.
+    NoSpace,
+    /// The alarm CORRUPT is raised.
+    Corrupt,
     NoLeader,
     TimedOut,
     OutcomeUnknown,
@@ -264,6 +274,10 @@ impl From<LockRefusal> for Status {
                 return Status::resource_exhausted(text);
             }
             LockRefusal::TooManyRequests => (Code::ResourceExhausted, "too many requests"),
+            LockRefusal::NoSpace => {
+                (Code::ResourceExhausted, "the store is larger than its quota: alarm NOSPACE")
+            }
+            LockRefusal::Corrupt => (Code::DataLoss, "the members' states differ: alarm CORRUPT"),
             LockRefusal::NoLeader => (Code::Unavailable, "no leader"),
             LockRefusal::TimedOut => (Code::DeadlineExceeded, "timed out"),
             LockRefusal::OutcomeUnknown => (Code::Unavailable, "the outcome is not known"),
@@ -279,6 +293,8 @@ pub fn of_own(failure: Failure) -> Status {
     Status::from(match failure {
         Failure::Rejected(Rejection::LeaseNotFound(_)) => LockRefusal::LeaseNotFound,
         Failure::Rejected(Rejection::Detached(_)) => LockRefusal::SessionEnded,
+        Failure::Rejected(Rejection::NoSpace) => LockRefusal::NoSpace,
+        Failure::Rejected(Rejection::Corrupt) => LockRefusal::Corrupt,
         Failure::Rejected(_) => LockRefusal::Internal,
         Failure::NoLeader => LockRefusal::NoLeader,
         Failure::TimedOut | Failure::ReadTimedOut => LockRefusal::TimedOut,
@@ -330,6 +346,34 @@ pub fn too_many_fences(most: usize) -> Status {
 /// A method of etcd's that is not built yet.
 pub fn not_implemented(method: &str) -> Status {
     Status::unimplemented(format!("holdfast: {method} is not implemented yet"))
+}
+
+/// An alarm as Status lists it, with etcd's blank at the end.
+pub fn of_alarm(alarm: Alarm) -> String {
+    format!("memberID:{} alarm:{} ", alarm.member.0, convert::alarm_name(alarm.kind))
+}
+
+/// A downgrade to a release that is not the one before.
+pub fn invalid_downgrade_target() -> Status {
+    Status::invalid_argument("etcdserver: invalid downgrade target version")
+}
+
+pub fn malformed_downgrade_target() -> Status {
+    Status::invalid_argument("etcdserver: wrong downgrade target version format")
+}
+
+pub fn no_downgrade_job() -> Status {
+    Status::failed_precondition("etcdserver: no inflight downgrade job")
+}
+
+/// A downgrade action that is none of etcd's.
+pub fn unknown_downgrade_action() -> Status {
+    Status::unknown("etcdserver: unknown method")
+}
+
+/// An alarm of a kind that is none of etcd's; etcd crashes.
+pub fn unknown_alarm(alarm: i32) -> Status {
+    Status::invalid_argument(format!("holdfast: unknown alarm {alarm}"))
 }
 
 /// An alarm action that is none of etcd's.
@@ -405,6 +449,8 @@ mod tests {
             Rejection::LeaseNotFound(LeaseId(7)),
             Rejection::LeaseExists(LeaseId(7)),
             Rejection::StaleFence { token: 7 },
+            Rejection::NoSpace,
+            Rejection::Corrupt,
         ] {
             assert_eq!(said(rejection.clone()), said(Failure::Rejected(rejection)));
         }

@@ -31,6 +31,7 @@ pub(super) mod flag {
     pub const LOG_FORMAT: &str = "log-format";
     pub const MAX_REQUEST_BYTES: &str = "max-request-bytes";
     pub const MAX_TXN_OPS: &str = "max-txn-ops";
+    pub const QUOTA: &str = "quota-backend-bytes";
     pub const LISTEN_METRICS_URLS: &str = "listen-metrics-urls";
     pub const AUTO_COMPACTION_MODE: &str = "auto-compaction-mode";
     pub const AUTO_COMPACTION_RETENTION: &str = "auto-compaction-retention";
@@ -138,6 +139,11 @@ pub struct ServerArgs {
     /// The most operations in one branch of a transaction [default: 128]
     #[arg(long, value_name = "COUNT")]
     pub(super) max_txn_ops: Option<String>,
+
+    /// How much the store may take before it refuses to grow; 0 for 2 GiB, below for no limit
+    /// [default: 0]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(super) quota_backend_bytes: Option<String>,
 
     /// Where to serve metrics and probes beside the client port, comma-separated [default: nowhere]
     #[arg(long, value_name = "URLS")]
@@ -267,7 +273,7 @@ impl ServerArgs {
         Ok(variables.into_keys().collect())
     }
 
-    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 30] {
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 31] {
         [
             (flag::NAME, &mut self.name),
             (flag::DATA_DIR, &mut self.data_dir),
@@ -287,6 +293,7 @@ impl ServerArgs {
             (flag::LOG_FORMAT, &mut self.log_format),
             (flag::MAX_REQUEST_BYTES, &mut self.max_request_bytes),
             (flag::MAX_TXN_OPS, &mut self.max_txn_ops),
+            (flag::QUOTA, &mut self.quota_backend_bytes),
             (flag::LISTEN_METRICS_URLS, &mut self.listen_metrics_urls),
             (flag::AUTO_COMPACTION_MODE, &mut self.auto_compaction_mode),
             (flag::AUTO_COMPACTION_RETENTION, &mut self.auto_compaction_retention),

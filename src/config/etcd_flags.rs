@@ -101,11 +101,6 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Refuse,
-        reason: "the data would grow without a limit; watch the disk instead",
-        flags: &[value("quota-backend-bytes").unless(&["", "0"])],
-    },
-    Group {
-        verdict: Verdict::Refuse,
         reason: "it changes what survives a crash or who belongs to the cluster",
         flags: &[switch("force-new-cluster"), switch("unsafe-no-fsync")],
     },
@@ -176,6 +171,18 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Ignore,
+        reason: "members always compare what they have applied, at the start and while they run",
+        flags: &[
+            switch("experimental-initial-corrupt-check").now_plain().unless(&["true", "false"]),
+            value("experimental-corrupt-check-time").now_plain(),
+            switch("experimental-compact-hash-check-enabled")
+                .now_plain()
+                .unless(&["true", "false"]),
+            value("experimental-compact-hash-check-time").now_plain(),
+        ],
+    },
+    Group {
+        verdict: Verdict::Ignore,
         reason: "it tunes a part of etcd that has no counterpart here or cannot be tuned",
         flags: &[
             value("grpc-keepalive-min-time"),
@@ -198,10 +205,6 @@ const GROUPS: &[Group] = &[
             value("experimental-downgrade-check-time").now_plain(),
             value("experimental-bootstrap-defrag-threshold-megabytes").now_plain(),
             switch("experimental-memory-mlock").now_plain(),
-            switch("experimental-initial-corrupt-check").now_plain(),
-            value("experimental-corrupt-check-time").now_plain(),
-            switch("experimental-compact-hash-check-enabled").now_plain(),
-            value("experimental-compact-hash-check-time").now_plain(),
             switch("experimental-enable-lease-checkpoint").now_plain(),
             switch("experimental-enable-lease-checkpoint-persist").now_plain(),
             switch("experimental-txn-mode-write-with-shared-buffer").now_plain(),

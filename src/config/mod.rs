@@ -42,6 +42,9 @@ const DEFAULT_MAX_CONCURRENT_STREAMS: u64 = 100_000;
 const LARGEST_MAX_REQUEST_BYTES: u64 = 32 << 20;
 const RECOMMENDED_MAX_REQUEST_BYTES: u64 = 10 << 20;
 
+const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
+const RECOMMENDED_QUOTA_BYTES: u64 = 8 << 30;
+
 /// One member's configuration. All rules between the values hold.
 ///
 /// URLs are normalised: lower case, nothing behind the port.
@@ -67,6 +70,8 @@ pub struct Config {
     pub log_format: LogFormat,
     pub max_request_bytes: usize,
     pub max_txn_ops: usize,
+    /// How much the store may take; `None`: as much as it needs.
+    pub quota_bytes: Option<u64>,
     pub worker_threads: usize,
     /// Where metrics and probes are served beside the client port.
     pub listen_metrics: Vec<ListenUrl>,
@@ -301,6 +306,13 @@ impl ServerArgs {
             ));
         }
         let max_txn_ops = number(flag::MAX_TXN_OPS, self.max_txn_ops, 128, 1..=1_000_000)?;
+        let quota_bytes = quota(self.quota_backend_bytes)?;
+        if let Some(bytes) = quota_bytes.filter(|bytes| *bytes > RECOMMENDED_QUOTA_BYTES) {
+            warnings.push(format!(
+                "--quota-backend-bytes={bytes} is more than the recommended \
+                 {RECOMMENDED_QUOTA_BYTES}: all of it is kept in memory"
+            ));
+        }
         let auto_compaction =
             auto_compaction(self.auto_compaction_mode, self.auto_compaction_retention)?;
         let max_concurrent_streams = number(
@@ -344,6 +356,7 @@ impl ServerArgs {
             log_format: choice(flag::LOG_FORMAT, self.log_format, "json, console")?,
             max_request_bytes: bounded_usize(max_request_bytes),
             max_txn_ops: bounded_usize(max_txn_ops),
+            quota_bytes,
             worker_threads: bounded_usize(worker_threads),
             listen_metrics,
             auto_compaction,
@@ -488,6 +501,20 @@ fn number(
         return Err(ConfigError::OutOfRange { flag, value, least, most });
     }
     Ok(value)
+}
+
+/// As in etcd: zero asks for the default, a negative number for no quota.
+fn quota(given: Option<String>) -> Result<Option<u64>, ConfigError> {
+    let Some(text) = given else { return Ok(Some(DEFAULT_QUOTA_BYTES)) };
+    match text.trim().parse::<i64>() {
+        Ok(0) => Ok(Some(DEFAULT_QUOTA_BYTES)),
+        Ok(bytes) => Ok(u64::try_from(bytes).ok()),
+        Err(_) => Err(ConfigError::NotANumber {
+            flag: flag::QUOTA,
+            value: text,
+            example: DEFAULT_QUOTA_BYTES,
+        }),
+    }
 }
 
 /// `default` is an example, too.

@@ -69,6 +69,7 @@ fn without_flags_a_single_member_listens_on_this_machine() {
             log_format: LogFormat::Json,
             max_request_bytes: 1_572_864,
             max_txn_ops: 128,
+            quota_bytes: Some(2 << 30),
             worker_threads: 1,
             listen_metrics: vec![],
             auto_compaction: None,
@@ -257,8 +258,6 @@ fn flags_that_ask_for_protection_are_refused() {
         "--tls-min-version=TLS1.3",
         "--auth-token=jwt,pub-key=a,priv-key=b,sign-method=RS256",
         "--host-whitelist=example.org",
-        "--quota-backend-bytes=8589934592",
-        "--quota-backend-bytes=-1",
         "--force-new-cluster",
         "--unsafe-no-fsync",
         "--wal-dir=w",
@@ -272,6 +271,21 @@ fn flags_that_ask_for_protection_are_refused() {
         let error = check_in(&[], &[(&name, value)]).unwrap_err();
         assert_eq!(error.to_string(), line, "{name}");
     }
+}
+
+#[test]
+fn the_quota_is_etcds() {
+    for (flag, bytes) in [
+        ("--quota-backend-bytes=0", Some(2 << 30)),
+        ("--quota-backend-bytes=8589934592", Some(8 << 30)),
+        ("--quota-backend-bytes=-1", None),
+    ] {
+        let config = config(&[flag]);
+        assert_eq!((config.quota_bytes, config.warnings.len()), (bytes, 0), "{flag}");
+    }
+    assert_eq!(config(&["--quota-backend-bytes", "-5"]).quota_bytes, None);
+    assert_eq!(config(&["--quota-backend-bytes=8589934593"]).warnings.len(), 1);
+    assert!(refusal(&["--quota-backend-bytes=2GB"]).contains("is not a whole number"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::alarm::Alarms;
 use super::holds::Holds;
 use super::lease::{self, Lease};
 use super::mvcc::Writer;
@@ -37,24 +38,26 @@ impl Machine {
     ) -> Result<Outcome, Fault> {
         self.now = self.now.max(entry.at);
         let mut edit = Edit {
-            writer: Writer::new(&self.history, &mut self.live, batch),
+            writer: Writer::new(&self.history, &mut self.live, &mut self.space, batch),
             leases: &mut self.leases,
             queues: &mut self.queues,
             holds: &mut self.holds,
             members: &mut self.members,
             retired: &self.retired,
+            alarms: &mut self.alarms,
             now: self.now,
             index: position.index,
             effects: Vec::new(),
             left: Vec::new(),
             first_before: BTreeMap::new(),
         };
-        let reply = match &entry.command {
+        let reply = match (edit.alarms.refusal(&entry.command), &entry.command) {
+            (Some(refusal), _) => Err(refusal),
             // It is about the history itself, which an edit only adds to.
-            Command::Compact { revision } => {
-                self.history.compact(*revision).map(|()| Reply::Compacted)
+            (None, Command::Compact { revision }) => {
+                edit.writer.compact(*revision).map(|()| Reply::Compacted)
             }
-            command => edit.run(command),
+            (None, command) => edit.run(command),
         };
         let (revision, events, effects) = edit.finish();
         self.store_meta(batch);
@@ -72,6 +75,7 @@ pub(super) struct Edit<'m> {
     pub(super) holds: &'m mut Holds,
     members: &'m mut BTreeMap<MemberId, PublishedMember>,
     retired: &'m BTreeSet<MemberId>,
+    pub(super) alarms: &'m mut Alarms,
     pub(super) now: Timestamp,
     index: u64,
     pub(super) effects: Vec<Effect>,
@@ -120,6 +124,7 @@ impl Edit<'_> {
                 Ok(Reply::Done)
             }
             Command::Tick => Ok(Reply::Done),
+            Command::Alarm(action) => Ok(self.alarm(*action)),
             Command::Compact { .. } => unreachable!("compaction is no edit"),
         }
     }

@@ -10,6 +10,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::AlarmAction;
 use crate::types::{KeyRange, LeaseId, MemberId, Timestamp};
 
 /// One place in the log, as the machine sees it. Its index and term travel beside it.
@@ -115,6 +116,7 @@ pub enum Command {
         key: Bytes,
         create_revision: i64,
     },
+    Alarm(AlarmAction),
 }
 
 /// A lease the leader found out of time.

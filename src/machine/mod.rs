@@ -14,6 +14,7 @@
 mod command;
 mod outcome;
 
+mod alarm;
 mod apply;
 mod codec;
 mod holds;
@@ -29,6 +30,7 @@ mod txn;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use alarm::{Alarm, AlarmAction, AlarmKind, AlarmKinds};
 pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
 pub use command::*;
 pub use holds::{Asked, ForcedRelease, Label, QueueKey};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::Alarm;
 use crate::types::{LeaseId, Revision, Timestamp};
 
 /// One state of one key: what a put left, or the tombstone of a delete (`version` 0, no value).
@@ -69,6 +70,8 @@ pub enum Reply {
     /// The key and create revision of the holder that was asked; `None` when nobody holds the lock
     /// with the token.
     Asked(Option<(Bytes, i64)>),
+    /// The alarm that is raised now, or that was cleared; `None` when there was none to clear.
+    Alarm(Option<Alarm>),
     /// For commands that have nothing to say.
     Done,
 }
@@ -177,6 +180,12 @@ pub enum Rejection {
     /// A fenced write by one who does not hold the lock, or no longer.
     #[error("token {token} does not hold the lock")]
     StaleFence { token: i64 },
+    /// The alarm of that name is raised, and the command would make the store larger.
+    #[error("the store is larger than its quota")]
+    NoSpace,
+    /// The alarm of that name is raised.
+    #[error("the members' states differ")]
+    Corrupt,
 }
 
 /// Why this member cannot go on: its state is not what the log says it must be.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 'a' ...               the raft layer's: applied log id and membership. The machine never touches it
+//! 'c' member (8) kind  an alarm
 //! 'f' number (8)        a lock that was released by force
 //! 'h' key               what is known of a queue key beside the key itself
 //! 'l' lease id (8)      a lease, without its keys: those follow from the records
@@ -14,10 +15,12 @@
 //! Numbers are big-endian, so that keys order as the numbers do (lease ids as unsigned ones).
 //! The values are the codec's.
 
+use super::{Alarm, AlarmKind};
 use crate::types::{LeaseId, MemberId, Revision};
 
 /// Free for the raft layer.
 pub const RAFT_PREFIX: u8 = b'a';
+pub const ALARM_PREFIX: u8 = b'c';
 pub const FORCED_PREFIX: u8 = b'f';
 pub const LABEL_PREFIX: u8 = b'h';
 pub const LEASE_PREFIX: u8 = b'l';
@@ -35,6 +38,28 @@ pub fn record_key(revision: Revision) -> [u8; 13] {
 /// The inverse of [`record_key`].
 pub fn record_revision(key: &[u8]) -> Option<Revision> {
     Revision::from_bytes(key.strip_prefix(&[RECORD_PREFIX])?)
+}
+
+/// An alarm stands in its key alone.
+pub fn alarm_key(alarm: Alarm) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..9].copy_from_slice(&numbered(ALARM_PREFIX, alarm.member.0));
+    key[9] = match alarm.kind {
+        AlarmKind::NoSpace => 1,
+        AlarmKind::Corrupt => 2,
+    };
+    key
+}
+
+/// The inverse of [`alarm_key`].
+pub fn alarm(key: &[u8]) -> Option<Alarm> {
+    let (kind, key) = key.split_last()?;
+    let kind = match kind {
+        1 => AlarmKind::NoSpace,
+        2 => AlarmKind::Corrupt,
+        _ => return None,
+    };
+    Some(Alarm { member: MemberId(number(ALARM_PREFIX, key)?), kind })
 }
 
 pub fn lease_key(id: LeaseId) -> [u8; 9] {
@@ -108,6 +133,10 @@ mod tests {
         assert_eq!(member_id(&member_key(MemberId(u64::MAX))), Some(MemberId(u64::MAX)));
         assert_eq!(lease_id(&member_key(MemberId(1))), None);
         assert_eq!(lease_id(b"l123"), None);
+        let raised = Alarm { member: MemberId(u64::MAX), kind: AlarmKind::Corrupt };
+        assert_eq!(alarm(&alarm_key(raised)), Some(raised));
+        assert_eq!(alarm(b"c123456780"), None);
+        assert_eq!(alarm(b"c\x01"), None);
         assert_eq!(record_revision(b"r"), None);
         assert_eq!(record_revision(b""), None);
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::alarm::Alarms;
 use super::holds::Holds;
-use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber};
+use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber, Space};
 use super::queue::Queues;
 use super::{Fault, Image, LeaseTable, Record, Store, codec, schema};
 use crate::storage::{Batch, Engine};
+#[cfg(test)]
+use crate::types::Revision;
 use crate::types::{KeyRange, MemberId, Timestamp};
 
 /// Where an entry stands in the log.
@@ -32,6 +35,8 @@ pub struct Machine {
     pub(super) members: BTreeMap<MemberId, PublishedMember>,
     /// The members that were removed.
     pub(super) retired: BTreeSet<MemberId>,
+    pub(super) alarms: Alarms,
+    pub(super) space: Space,
     /// Of the newest entry.
     pub(super) now: Timestamp,
     scrubber: Scrubber,
@@ -97,6 +102,12 @@ impl Machine {
             machine.holds.forced.push_back((number, codec::decode_forced(value)?));
             Ok(())
         })?;
+        scan(engine, schema::ALARM_PREFIX, |key, _| {
+            let alarm = schema::alarm(key).ok_or_else(|| codec::bad_key("alarm", key))?;
+            machine.alarms.raised.insert(alarm);
+            Ok(())
+        })?;
+        let mut loading = machine.history.loading(&mut machine.space);
         scan(engine, schema::RECORD_PREFIX, |key, value| {
             let revision =
                 schema::record_revision(key).ok_or_else(|| codec::bad_key("record", key))?;
@@ -104,15 +115,17 @@ impl Machine {
                 let reason = format!("the store is at revision {}", meta.revision);
                 return Err(codec::corrupt(format!("{}.{}", revision.main, revision.sub), reason));
             }
-            machine.history.insert(Arc::new(codec::decode_record(revision, value)?));
+            loading.insert(Arc::new(codec::decode_record(revision, value)?));
             Ok(())
         })?;
+        loading.finish();
         machine.derive_tables()?;
         Ok(machine)
     }
 
     fn load_fresh(engine: &dyn Engine) -> Result<Machine, Fault> {
         for prefix in [
+            schema::ALARM_PREFIX,
             schema::LABEL_PREFIX,
             schema::LEASE_PREFIX,
             schema::MEMBER_PREFIX,
@@ -138,6 +151,8 @@ impl Machine {
             holds: Holds::default(),
             members: BTreeMap::new(),
             retired: BTreeSet::new(),
+            alarms: Alarms::default(),
+            space: Space::default(),
             now: meta.now,
             scrubber: Scrubber::new(),
             stored_meta,
@@ -272,8 +287,22 @@ impl Machine {
             hasher.number(*number);
             hasher.bytes(&codec::encode_forced(forced));
         }
+        for alarm in &self.alarms.raised {
+            hasher.bytes(&schema::alarm_key(*alarm));
+        }
         hasher.history(&self.history, meta.revision, meta.compacted);
         hasher.finish()
+    }
+
+    /// What [`Machine::used_bytes`] must be, by looking at everything.
+    #[cfg(test)]
+    pub fn recount_bytes(&self) -> u64 {
+        let compacted = self.history.compacted();
+        let last = Revision::last_of(self.history.published());
+        let records = self.history.records(Revision::default(), last);
+        let counted = records.filter(|record| self.history.survives(record, compacted));
+        let leases = self.leases.len() as u64 * super::alarm::LEASE_BYTES;
+        counted.map(|record| super::mvcc::weight_bytes(&record)).sum::<u64>() + leases
     }
 
     pub(super) fn meta(&self) -> Meta {
@@ -311,8 +340,10 @@ impl Machine {
             (schema::forced_key(*number).into(), codec::encode_forced(forced))
         });
         let retired = self.retired.iter().map(|id| (schema::retired_key(*id).into(), vec![1]));
+        let alarms = self.alarms.raised.iter();
+        let alarms = alarms.map(|alarm| (schema::alarm_key(*alarm).into(), Vec::new()));
         let tables = std::iter::once(meta).chain(leases).chain(members).chain(retired);
-        tables.chain(labels).chain(forced).collect()
+        tables.chain(alarms).chain(labels).chain(forced).collect()
     }
 }
 

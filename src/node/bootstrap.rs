@@ -258,8 +258,10 @@ async fn assemble(
         retired: Arc::default(),
         removed: watch::Sender::new(false),
         contacts: Contacts::default(),
+        space: super::space::Space::default(),
     });
     shared.retired.replace(machine.retired_members());
+    shared.space.note(&machine);
     let scrub = Arc::new(Notify::new());
     // History that a crash left to be removed.
     scrub.notify_one();
@@ -408,6 +410,7 @@ fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Con
 /// Tells the member's parts of each applied entry.
 fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
     Box::new(move |machine, applied| {
+        shared.space.note(machine);
         let position = match applied {
             Applied::Entry { position, entry, outcome } => {
                 if let Ok(reply) = &outcome.reply {
@@ -418,8 +421,11 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
                 if outcome.effects.iter().any(|effect| matches!(effect, Effect::LeaseHeld { .. })) {
                     shared.lessor.notify_one();
                 }
-                if matches!(entry.command, Command::Compact { .. }) {
-                    scrub.notify_one();
+                match entry.command {
+                    Command::Compact { .. } => scrub.notify_one(),
+                    // Leases end again.
+                    Command::Alarm(_) => shared.lessor.notify_one(),
+                    _ => {}
                 }
                 if entry.origin.member == me {
                     shared.calls.answer(entry.origin.call, outcome);

@@ -3,6 +3,7 @@
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::Node;
+use crate::machine::Alarm;
 use crate::watch::Census;
 
 /// How this member stands.
@@ -17,6 +18,10 @@ pub struct Facts {
     pub proposals_pending: usize,
     pub db_size_bytes: u64,
     pub db_size_in_use_bytes: u64,
+    /// What the state's files take, compressed.
+    pub disk_bytes: u64,
+    pub quota_bytes: Option<u64>,
+    pub alarms: Vec<Alarm>,
     pub revision: i64,
     /// -1 before the first compaction.
     pub compacted: i64,
@@ -44,6 +49,9 @@ impl Node {
             proposals_pending: self.shared.calls.len(),
             db_size_bytes: status.db_size_bytes,
             db_size_in_use_bytes: status.db_size_in_use_bytes,
+            disk_bytes: self.writer.size_bytes(),
+            quota_bytes: status.quota_bytes,
+            alarms: self.machine().alarms().collect(),
             revision: self.store.revision(),
             compacted: self.store.compacted(),
             keys: self.machine().live_keys(),

@@ -149,6 +149,16 @@ impl Node {
     fn due(&self, now: Timestamp) -> Due {
         let machine = self.machine();
         let leases = machine.leases();
+        if machine.alarm_kinds().corrupt {
+            // No lease ends until the alarm is cleared, which wakes the lessor.
+            return match now.since(machine.now()) {
+                behind if leases.is_empty() || behind < TICK_INTERVAL => {
+                    let left = TICK_INTERVAL.saturating_sub(behind);
+                    Due::Later((!leases.is_empty()).then_some(left))
+                }
+                _ => Due::Tick,
+            };
+        }
         let ended: Vec<ExpiredLease> = leases
             .iter_by_deadline()
             .take_while(|(_, lease)| has_passed(lease.deadline, now))

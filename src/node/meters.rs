@@ -83,7 +83,7 @@ impl Meters {
             Reply::Enqueued(enqueued) => self.puts.add(u64::from(enqueued.created)),
             Reply::Left(deleted) => self.deletes.add(u64::from(*deleted)),
             Reply::Proclaimed(proclaimed) => self.puts.add(u64::from(*proclaimed)),
-            Reply::Compacted | Reply::Busy | Reply::Asked(_) | Reply::Done => {}
+            Reply::Compacted | Reply::Busy | Reply::Asked(_) | Reply::Alarm(_) | Reply::Done => {}
         }
     }
 

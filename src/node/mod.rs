@@ -4,6 +4,7 @@
 //!
 //! - [`role`]: who leads, and the clock of a leader;
 //! - [`calls`] and [`propose`]: commands on their way into the log and their outcomes back;
+//! - [`space`]: what may be proposed while alarms are raised and the quota is used up;
 //! - [`read`]: the point from which a linearizable read may be answered;
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
 //! - [`lessor`]: renewals together, and the end of leases;
@@ -33,6 +34,7 @@ mod propose;
 mod read;
 mod role;
 mod shutdown;
+mod space;
 mod upkeep;
 mod waiters;
 
@@ -119,6 +121,8 @@ pub struct Limits {
     /// election timeouts.
     pub call_timeout: Duration,
     pub election_timeout: Duration,
+    /// How much keys, history and leases may take; `None`: as much as they need.
+    pub quota_bytes: Option<u64>,
 }
 
 /// A lease as `TimeToLive` shows it.
@@ -149,6 +153,7 @@ pub struct Status {
     pub applied_index: u64,
     pub db_size_bytes: u64,
     pub db_size_in_use_bytes: u64,
+    pub quota_bytes: Option<u64>,
     pub is_learner: bool,
 }
 
@@ -174,6 +179,7 @@ pub(crate) struct Shared {
     /// Whether this member was removed.
     pub removed: watch::Sender<bool>,
     pub contacts: contacts::Contacts,
+    pub space: space::Space,
 }
 
 impl Shared {
@@ -326,14 +332,17 @@ impl Node {
     pub fn status(&self) -> Status {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let bytes = self.writer.size_bytes();
+        let in_use = self.shared.space.used_bytes();
         Status {
             leader: self.leader(),
             raft_term: client_term(metrics.current_term),
             raft_index: metrics.last_log_index.unwrap_or(0),
             applied_index: *self.shared.applied.borrow(),
-            db_size_bytes: bytes,
-            db_size_in_use_bytes: bytes,
+            // Compressed, it may take less on disk than in memory. What is in use is a part of it
+            // to whoever watches over the two.
+            db_size_bytes: self.writer.size_bytes().max(in_use),
+            db_size_in_use_bytes: in_use,
+            quota_bytes: self.limits.quota_bytes,
             is_learner: *self.shared.learner.borrow(),
         }
     }

@@ -42,6 +42,7 @@ impl Drop for OpenCall<'_> {
 impl Node {
     /// Makes one entry of `command` and waits until it is applied here.
     pub(super) async fn call(&self, command: Command) -> Result<Answer, Failure> {
+        self.admit(&command).await?;
         let role = self.shared.role.get();
         let Some(leading) = role.leading else {
             let (mut call, _) = self.open(command, Timestamp(0), None)?;

@@ -108,6 +108,11 @@ impl Node {
         Ok(hashed.map_err(|_| Failure::Stopping)??)
     }
 
+    /// Makes the state durable, and its size on disk known.
+    pub async fn flush_state(&self) -> Result<(), Failure> {
+        self.writer.flush().await.map(drop).map_err(|_| Failure::Stopping)
+    }
+
     async fn round(&self) -> Result<ReadPoint, Failure> {
         let role = self.role();
         let leader = role.leader.ok_or(Failure::NoLeader)?;

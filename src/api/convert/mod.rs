@@ -4,11 +4,13 @@
 //! that a request with several mistakes gets the answer etcd would give. Keys and values pass
 //! through by reference count, never copied: the node copies them once when it encodes the proposal.
 
+mod alarm;
 mod duplicates;
 mod peer_urls;
 mod reply;
 mod request;
 
+pub use alarm::{AlarmAsked, alarm, alarm_name, alarm_response};
 pub use peer_urls::peer_urls;
 pub use reply::{
     delete_range_response, key_value, lease_time_to_live_response, members, put_response,

@@ -53,3 +53,14 @@ impl Live {
         }
     }
 }
+
+/// The newest record of each key while a store is read, tombstones among them.
+#[derive(Default)]
+pub struct Newest(HashMap<Bytes, Arc<Record>>);
+
+impl Newest {
+    /// Notes a record, and returns the one of the same key before it.
+    pub fn replace(&mut self, record: &Arc<Record>) -> Option<Arc<Record>> {
+        self.0.insert(record.key.clone(), record.clone())
+    }
+}

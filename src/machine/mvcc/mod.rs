@@ -22,6 +22,7 @@ mod live;
 mod pages;
 mod range;
 mod roster;
+mod space;
 mod view;
 mod writer;
 
@@ -35,12 +36,16 @@ use crate::types::{KeyRange, Revision};
 
 pub use hash::HashKv;
 pub use pages::{PAGE_BYTES, Page, Pages, PagesEnd};
+pub use space::RECORD_OVERHEAD_BYTES;
 pub use view::{Changes, Store, View};
 
 pub(super) use compaction::Scrubber;
 pub(super) use hash::Hasher;
 pub(super) use live::Live;
 pub(super) use range::Snapshot;
+pub(super) use space::Space;
+#[cfg(test)]
+pub(super) use space::weight_bytes;
 pub(super) use writer::Writer;
 
 use index::Index;
@@ -86,10 +91,11 @@ impl History {
         }
     }
 
-    /// Adds a record. Readers see it once its revision is published.
-    pub fn insert(&self, record: Arc<Record>) {
+    /// Adds a record, with what [`Space::add`] said of it. Readers see it once its revision is
+    /// published.
+    pub fn insert(&self, record: Arc<Record>, obsolete_bytes: u64) {
         self.index.insert(record.clone());
-        self.journal.insert(record);
+        self.journal.insert(record, obsolete_bytes);
     }
 
     /// The revision that readers may read at.

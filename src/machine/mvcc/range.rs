@@ -289,14 +289,17 @@ mod tests {
         let mut roster = Roster::default();
         let pairs = [("a", "3", 2), ("b", "1", 1), ("c", "0", 2), ("d", "2", 1), ("e", "1", 1)];
         for (main, (key, value, version)) in (2..).zip(pairs) {
-            history.insert(Arc::new(Record {
-                key: key.into(),
-                value: value.into(),
-                create_revision: main,
-                mod_revision: Revision::first_of(main),
-                version,
-                lease: LeaseId::NONE,
-            }));
+            history.insert(
+                Arc::new(Record {
+                    key: key.into(),
+                    value: value.into(),
+                    create_revision: main,
+                    mod_revision: Revision::first_of(main),
+                    version,
+                    lease: LeaseId::NONE,
+                }),
+                0,
+            );
             roster.insert(key.as_bytes());
         }
         history.publish_roster(6, roster);

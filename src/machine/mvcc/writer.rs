@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{History, Live, Snapshot};
-use crate::machine::{Event, Record, codec, schema};
+use super::{History, Live, Snapshot, Space};
+use crate::machine::{Event, Record, Rejection, codec, schema};
 use crate::storage::Batch;
 use crate::types::{LeaseId, Revision};
 
@@ -14,6 +14,7 @@ use crate::types::{LeaseId, Revision};
 pub struct Writer<'a> {
     history: &'a History,
     live: &'a mut Live,
+    space: &'a mut Space,
     batch: &'a mut Batch,
     before: i64,
     events: Vec<Event>,
@@ -22,9 +23,14 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(history: &'a History, live: &'a mut Live, batch: &'a mut Batch) -> Writer<'a> {
+    pub fn new(
+        history: &'a History,
+        live: &'a mut Live,
+        space: &'a mut Space,
+        batch: &'a mut Batch,
+    ) -> Writer<'a> {
         let before = history.published();
-        Writer { before, history, live, batch, events: Vec::new(), roster_changed: false }
+        Writer { before, history, live, space, batch, events: Vec::new(), roster_changed: false }
     }
 
     pub fn batch(&mut self) -> &mut Batch {
@@ -44,6 +50,15 @@ impl<'a> Writer<'a> {
     /// The state with the changes made so far.
     pub fn snapshot(&self) -> Snapshot<'_> {
         Snapshot::of_writer(self.history, self.revision(), self.live.roster())
+    }
+
+    /// Compacts at once, whatever was published.
+    ///
+    /// # Errors
+    ///
+    /// As [`History::compact`].
+    pub fn compact(&mut self, revision: i64) -> Result<(), Rejection> {
+        self.history.compact_counted(revision, self.space)
     }
 
     /// Puts a pair. `prev` is the pair that is there now.
@@ -105,10 +120,24 @@ impl<'a> Writer<'a> {
         Revision::new(self.before + 1, sub)
     }
 
+    /// The tombstone that `record`, on a key that is not there, is about to write over in the same
+    /// revision.
+    fn deleted_by_this_entry(&self, record: &Record) -> Option<Arc<Record>> {
+        if !self.space.has_tombstones_of(record.mod_revision.main) {
+            return None;
+        }
+        let same_key = self.events.iter().rev().find(|event| event.record.key == record.key);
+        same_key.map(|event| event.record.clone())
+    }
+
     fn add(&mut self, record: Record, prev: Option<Arc<Record>>) -> Arc<Record> {
         let record = Arc::new(record);
         self.batch.put(schema::record_key(record.mod_revision), codec::encode_record(&record));
-        self.history.insert(record.clone());
+        let obsolete_bytes = match &prev {
+            Some(prev) => self.space.add(&record, Some(prev)),
+            None => self.space.add(&record, self.deleted_by_this_entry(&record).as_deref()),
+        };
+        self.history.insert(record.clone(), obsolete_bytes);
         self.roster_changed |= self.live.note(&record);
         self.events.push(Event { record: record.clone(), prev });
         record

@@ -1,5 +1,6 @@
 //! Tests of the machine as a whole, and what they share.
 
+mod alarms;
 mod concurrency;
 mod fuzz;
 mod holds;
@@ -87,6 +88,14 @@ impl Member {
         assert_eq!(self.machine.hash(), hash, "a rejection leaves no trace");
         assert_eq!((outcome.events.len(), outcome.effects.len()), (0, 0));
         outcome.reply.unwrap_err()
+    }
+
+    /// Lets everything happen again, after random commands.
+    pub fn clear_alarms(&mut self) {
+        let raised: Vec<Alarm> = self.machine.alarms().collect();
+        for alarm in raised {
+            self.ok(Command::Alarm(AlarmAction::Clear(alarm)));
+        }
     }
 
     pub fn view(&self) -> View {
@@ -294,7 +303,7 @@ fn random_enqueue(random: &mut Random) -> Enqueue {
 }
 
 pub fn random_command(random: &mut Random) -> Command {
-    match random.below(54) {
+    match random.below(64) {
         0..12 => Command::Put(random_put(random)),
         12..16 => Command::DeleteRange(DeleteRange {
             range: random_range(random),
@@ -348,6 +357,9 @@ pub fn random_command(random: &mut Random) -> Command {
             by: "bob".to_owned(),
             reason: random.pick(&["", "maintenance"]).to_owned(),
         }),
+        // Cleared far more often than raised: a raised one refuses nearly all.
+        54 => alarms::raise(1, random.pick(&[AlarmKind::NoSpace, AlarmKind::Corrupt])),
+        55..63 => alarms::clear(1, random.pick(&[AlarmKind::NoSpace, AlarmKind::Corrupt])),
         53 => Command::Told { key: random_key(random), create_revision: 2 },
         42..46 => Command::Fenced(Fenced {
             fences: (0..random.below(3))

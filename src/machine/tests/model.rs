@@ -26,6 +26,7 @@ struct Model {
     leases: BTreeMap<i64, ModelLease>,
     labels: BTreeMap<Bytes, Label>,
     forced: Vec<ForcedRelease>,
+    alarms: BTreeSet<Alarm>,
     history: Vec<Event>,
 }
 
@@ -172,6 +173,7 @@ impl Model {
             leases: BTreeMap::new(),
             labels: BTreeMap::new(),
             forced: vec![],
+            alarms: BTreeSet::new(),
             history: vec![],
         }
     }
@@ -317,8 +319,32 @@ impl Model {
         Some(lease.ttl_seconds)
     }
 
+    fn allowed(&self, command: &Command) -> Result<(), Rejection> {
+        let raised = |kind| self.alarms.iter().any(|alarm| alarm.kind == kind);
+        let text = format!("{command:?}");
+        let name = text.split(|letter: char| !letter.is_alphanumeric()).next().unwrap();
+        let harmless = ["LeaseRenew", "Tick", "PublishMember", "Told", "Alarm"];
+        if raised(AlarmKind::Corrupt) && !harmless.contains(&name) {
+            return Err(Rejection::Corrupt);
+        }
+        let grows = ["LeaseGrant", "Enqueue", "Join", "Proclaim"].contains(&name);
+        // A put anywhere in the command.
+        if raised(AlarmKind::NoSpace) && (grows || text.contains("Put {")) {
+            return Err(Rejection::NoSpace);
+        }
+        Ok(())
+    }
+
     fn command(&mut self, work: &mut Work, command: &Command) -> Result<Reply, Rejection> {
+        self.allowed(command)?;
         Ok(match command {
+            Command::Alarm(AlarmAction::Raise(alarm)) => {
+                self.alarms.insert(*alarm);
+                Reply::Alarm(Some(*alarm))
+            }
+            Command::Alarm(AlarmAction::Clear(alarm)) => {
+                Reply::Alarm(self.alarms.remove(alarm).then_some(*alarm))
+            }
             Command::Put(put) => {
                 self.lease_exists(put.lease)?;
                 self.keeps_something_present(put)?;
@@ -731,6 +757,7 @@ fn read_only_transactions_answer_alike_with_and_without_an_entry() {
         for _ in 0..40 {
             let command = random_command(&mut random);
             member.apply(command);
+            member.clear_alarms();
             let mut txn = random_txn(&mut random, 2);
             fn keep_reads(txn: &mut Txn) {
                 for ops in [&mut txn.success, &mut txn.failure] {
