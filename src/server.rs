@@ -107,6 +107,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     let mut client_servers = JoinSet::new();
     let serve = async {
         node.recovered().await.map_err(|_| ServerError::NotReady)?;
+        node.agreed().await;
         let routes = Routes::from(api.router());
         serve(&mut client_servers, clients, &routes, &stopped, clients_settings);
         tracing::info!(

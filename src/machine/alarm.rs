@@ -46,6 +46,9 @@ pub enum AlarmAction {
     /// Raises it; one that is raised already stays as it is.
     Raise(Alarm),
     Clear(Alarm),
+    /// The [`Digest`](super::Digest) by which the members find out that an alarm is due begins anew
+    /// behind this entry.
+    BeginDigest,
 }
 
 /// The alarms that are raised.
@@ -194,6 +197,7 @@ impl Edit<'_> {
                 }
                 Reply::Alarm(was_raised.then_some(alarm))
             }
+            AlarmAction::BeginDigest => Reply::Done,
         }
     }
 }

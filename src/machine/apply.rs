@@ -14,9 +14,9 @@ use super::queueing;
 use super::state::PublishedMember;
 use super::txn::{self, Path};
 use super::{
-    Command, DeleteRange, DeleteReply, Effect, Entry, Event, ExpiredLease, Fault, Fenced,
+    Command, DeleteRange, DeleteReply, Digest, Effect, Entry, Event, ExpiredLease, Fault, Fenced,
     FencedWrite, LeaseTable, Machine, Outcome, Position, Put, PutReply, Record, Rejection, Reply,
-    Txn, TxnOp, TxnOpReply, TxnReply, codec, schema,
+    Txn, TxnOp, TxnOpReply, TxnReply, codec, digest, schema,
 };
 use crate::storage::Batch;
 use crate::types::{LeaseId, MemberId, Timestamp};
@@ -60,8 +60,15 @@ impl Machine {
             (None, command) => edit.run(command),
         };
         let (revision, events, effects) = edit.finish();
+        let outcome = Outcome { revision, reply, events, effects };
+        self.digest = if digest::begins_behind(entry) {
+            Some(Digest { since: position.index, ..Digest::BEGIN })
+        } else {
+            let compacted = self.history.compacted();
+            self.digest.map(|digest| digest.with(position, self.now, compacted, &outcome))
+        };
         self.store_meta(batch);
-        Ok(Outcome { revision, reply, events, effects })
+        Ok(outcome)
     }
 }
 

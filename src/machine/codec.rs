@@ -15,11 +15,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::holds::{ForcedRelease, Label};
 use super::lease::Lease;
 use super::state::{Meta, PublishedMember};
-use super::{Entry, Fault, Record, Txn, schema};
+use super::{DIGEST_VERSION, Digest, Entry, Fault, Record, Txn, schema};
 use crate::types::{LeaseId, Revision, Timestamp};
 
-/// The format this code writes, and the only one so far.
+/// The format this code writes, and the only one so far but for the meta record.
 const FORMAT: u8 = 1;
+/// Of the meta record, since it holds the digest.
+const FORMAT_WITH_DIGEST: u8 = 2;
 
 /// No entry and no stored value may be larger. It is also the most that a corrupt length can make
 /// decoding allocate before it fails.
@@ -135,12 +137,40 @@ pub(super) fn decode_lease(key: &[u8], bytes: &[u8]) -> Result<(LeaseId, Lease),
     Ok((id, Lease { ttl_seconds, deadline, renewed_at_index, keys: Default::default() }))
 }
 
+/// As releases before the digest wrote it, in format 1.
+#[derive(Serialize, Deserialize)]
+struct StoredMeta {
+    revision: i64,
+    compacted: i64,
+    now: Timestamp,
+}
+
+/// In format 2.
+#[derive(Serialize, Deserialize)]
+struct StoredMetaAndDigest {
+    meta: StoredMeta,
+    digest_version: u32,
+    digest: Option<Digest>,
+}
+
 pub(super) fn encode_meta(meta: &Meta) -> Vec<u8> {
-    encode(meta, 27)
+    let &Meta { revision, compacted, now, digest } = meta;
+    let meta = StoredMeta { revision, compacted, now };
+    let stored = StoredMetaAndDigest { meta, digest_version: DIGEST_VERSION, digest };
+    encode_as(FORMAT_WITH_DIGEST, &stored, 51)
 }
 
 pub(super) fn decode_meta(bytes: &[u8]) -> Result<Meta, Fault> {
-    decode(bytes).map_err(|reason| corrupt("meta".into(), reason))
+    let decoded = match bytes.first() {
+        Some(&FORMAT) => decode::<StoredMeta>(bytes).map(|meta| (meta, None)),
+        _ => decode_as::<StoredMetaAndDigest>(FORMAT_WITH_DIGEST, bytes).map(|stored| {
+            let comparable = stored.digest_version == DIGEST_VERSION;
+            (stored.meta, stored.digest.filter(|_| comparable))
+        }),
+    };
+    let (StoredMeta { revision, compacted, now }, digest) =
+        decoded.map_err(|reason| corrupt("meta".into(), reason))?;
+    Ok(Meta { revision, compacted, now, digest })
 }
 
 pub(super) fn encode_member(member: &PublishedMember) -> Vec<u8> {
@@ -176,8 +206,12 @@ pub(super) fn bad_key(kind: &str, key: &[u8]) -> Fault {
 }
 
 fn encode(value: &impl Serialize, expected_bytes: usize) -> Vec<u8> {
+    encode_as(FORMAT, value, expected_bytes)
+}
+
+fn encode_as(format: u8, value: &impl Serialize, expected_bytes: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + expected_bytes);
-    bytes.push(FORMAT);
+    bytes.push(format);
     bincode::serde::encode_into_std_write(value, &mut bytes, config())
         .expect("memory takes all bytes, and the types are plain");
     bytes
@@ -188,8 +222,12 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 fn decode_borrowed<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, String> {
+    decode_as(FORMAT, bytes)
+}
+
+fn decode_as<'de, T: Deserialize<'de>>(format: u8, bytes: &'de [u8]) -> Result<T, String> {
     let body = match bytes.split_first() {
-        Some((&FORMAT, body)) => body,
+        Some((found, body)) if *found == format => body,
         Some((format, _)) => return Err(format!("unknown format {format}")),
         None => return Err("no bytes".into()),
     };
@@ -242,6 +280,25 @@ mod tests {
             bytes.insert(0, FORMAT);
             let _ = Entry::decode(1, &bytes);
         }
+    }
+
+    #[test]
+    fn the_meta_of_releases_without_a_digest_is_read() {
+        let now = Timestamp(7);
+        let old = encode(&StoredMeta { revision: 5, compacted: -1, now }, 27);
+        let meta = Meta { revision: 5, compacted: -1, now, digest: None };
+        assert_eq!(decode_meta(&old).unwrap(), meta);
+        let digest = Some(Digest { since: 3, value: u64::MAX });
+        let meta = Meta { digest, ..meta };
+        assert_eq!(decode_meta(&encode_meta(&meta)).unwrap(), meta);
+        let foreign = StoredMetaAndDigest {
+            meta: StoredMeta { revision: 5, compacted: -1, now },
+            digest_version: DIGEST_VERSION + 1,
+            digest,
+        };
+        let foreign = decode_meta(&encode_as(FORMAT_WITH_DIGEST, &foreign, 51)).unwrap();
+        assert_eq!(foreign, Meta { digest: None, ..meta }, "another function does not compare");
+        assert!(decode_meta(&[3, 0, 0, 0]).is_err());
     }
 
     #[test]

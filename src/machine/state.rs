@@ -10,7 +10,7 @@ use super::alarm::Alarms;
 use super::holds::Holds;
 use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber, Space};
 use super::queue::Queues;
-use super::{Fault, Image, LeaseTable, Record, Store, codec, schema};
+use super::{Digest, Fault, Image, LeaseTable, Record, Store, codec, schema};
 use crate::storage::{Batch, Engine};
 #[cfg(test)]
 use crate::types::Revision;
@@ -39,6 +39,8 @@ pub struct Machine {
     pub(super) space: Space,
     /// Of the newest entry.
     pub(super) now: Timestamp,
+    /// `None` until it can be compared with that of other members.
+    pub(super) digest: Option<Digest>,
     scrubber: Scrubber,
     /// As the engine has it, or will once it has taken the batches so far.
     stored_meta: Option<Meta>,
@@ -57,12 +59,15 @@ pub(super) struct Meta {
     pub revision: i64,
     pub compacted: i64,
     pub now: Timestamp,
+    pub digest: Option<Digest>,
 }
 
 impl Machine {
     /// The state before the first entry: revision 1, and nothing in it.
     pub fn new() -> Machine {
-        Machine::empty(Meta { revision: 1, compacted: NEVER_COMPACTED, now: Timestamp(0) }, None)
+        let (compacted, now) = (NEVER_COMPACTED, Timestamp(0));
+        let meta = Meta { revision: 1, compacted, now, digest: Some(Digest::BEGIN) };
+        Machine::empty(meta, None)
     }
 
     /// The state that an engine has taken. Loads a fresh state from an engine that has none.
@@ -154,6 +159,7 @@ impl Machine {
             alarms: Alarms::default(),
             space: Space::default(),
             now: meta.now,
+            digest: meta.digest,
             scrubber: Scrubber::new(),
             stored_meta,
         }
@@ -213,6 +219,12 @@ impl Machine {
         self.now
     }
 
+    /// Of everything applied, for comparison with other members; `None` in a state that a release
+    /// without it has left.
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
     /// The first key of the queue `name`: the lock's holder, the election's leader.
     pub fn queue_head(&self, name: &[u8]) -> Option<Arc<Record>> {
         let (_, key) = self.queues.first(name)?;
@@ -255,7 +267,8 @@ impl Machine {
     }
 
     /// A hash of the complete logical state. Members that have applied the same entries agree on
-    /// it, whenever they restarted and however far they have scrubbed.
+    /// it, whenever they restarted and however far they have scrubbed. The digest is no part of it:
+    /// it changes also where the state does not.
     pub fn hash(&self) -> u64 {
         let mut hasher = Hasher::new();
         let meta = self.meta();
@@ -294,6 +307,14 @@ impl Machine {
         hasher.finish()
     }
 
+    /// Forgets a key without a trace, as no entry does.
+    #[cfg(test)]
+    pub fn lose(&mut self, key: &[u8]) {
+        let record = self.live.get(key).expect("a key to lose").clone();
+        let gone = Record { version: 0, ..(*record).clone() };
+        self.live.note(&Arc::new(gone));
+    }
+
     /// What [`Machine::used_bytes`] must be, by looking at everything.
     #[cfg(test)]
     pub fn recount_bytes(&self) -> u64 {
@@ -310,6 +331,7 @@ impl Machine {
             revision: self.history.published(),
             compacted: self.history.compacted(),
             now: self.now,
+            digest: self.digest,
         }
     }
 

@@ -137,6 +137,7 @@ pub struct Member {
 pub struct Faults {
     log: watch::Receiver<Option<crate::raft::log_store::LogFault>>,
     state: watch::Receiver<Option<crate::storage::StorageFault>>,
+    agreement: watch::Receiver<Option<String>>,
     raft: RaftHandle,
 }
 
@@ -167,6 +168,10 @@ impl Faults {
                 Ok(fault) => fault.as_ref().map_or(String::new(), |f| f.to_string()),
                 Err(_) => "the state writer has stopped".to_owned(),
             },
+            fault = self.agreement.wait_for(Option::is_some) => match fault {
+                Ok(fault) => fault.clone().unwrap_or_default(),
+                Err(_) => "the member has stopped".to_owned(),
+            },
             reason = raft => reason,
         }
     }
@@ -186,7 +191,12 @@ pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults)
     }
     let (node, peer_service, tasks) = assemble(settings, identity, world, stores, meters).await?;
     let raft = peer_service.raft.clone();
-    let faults = Faults { log: log.watch_fault(), state: writer.fault(), raft: raft.clone() };
+    let faults = Faults {
+        log: log.watch_fault(),
+        state: writer.fault(),
+        agreement: node.watch_agreement_fault(),
+        raft: raft.clone(),
+    };
     let member = Member { node, peer_service, raft, writer, tasks, log, _data_dir: data_dir };
     Ok((member, faults))
 }
@@ -259,9 +269,11 @@ async fn assemble(
         removed: watch::Sender::new(false),
         contacts: Contacts::default(),
         space: super::space::Space::default(),
+        agreement: super::agreement::Agreement::default(),
     });
     shared.retired.replace(machine.retired_members());
     shared.space.note(&machine);
+    shared.agreement.note(state.applied.map_or(0, |applied| applied.index), machine.digest());
     let scrub = Arc::new(Notify::new());
     // History that a crash left to be removed.
     scrub.notify_one();
@@ -322,6 +334,7 @@ async fn assemble(
     tasks.spawn(node.clone().keep_scrubbing(scrub));
     tasks.spawn(node.clone().keep_in_touch());
     tasks.spawn(node.clone().keep_promoting());
+    tasks.spawn(node.clone().keep_agreeing());
     if let Some(asked) = settings.auto_compaction {
         tasks.spawn(node.clone().keep_compacting(asked));
     }
@@ -441,11 +454,13 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
             Applied::Installed { position, membership } => {
                 shared.on_membership(me, membership, machine);
                 shared.hub.reset();
+                shared.agreement.reset();
                 shared.waiters.on_installed();
                 shared.calls.fail_sent();
                 position
             }
         };
+        shared.agreement.note(position.index, machine.digest());
         shared.applied.send_replace(position.index);
         shared.role.on_applied(position.term, machine.now());
     })

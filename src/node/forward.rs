@@ -271,6 +271,11 @@ impl forward_server::Forward for ForwardService {
         frame::encode(&known).map(Response::new)
     }
 
+    async fn checkpoints(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        frame::decode::<()>(request.get_ref())?;
+        frame::encode(&self.node.tell_checkpoints()).map(Response::new)
+    }
+
     async fn read_index(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
         frame::decode::<()>(request.get_ref())?;
         let point = self.node.confirm_leadership().await;

@@ -13,9 +13,11 @@
 //! - [`compactor`]: the end of history that nobody wants any more;
 //! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
+//! - [`agreement`]: whether the members have done the same;
 //! - [`bootstrap`], [`upkeep`], [`shutdown`]: from a data directory to a running member and back;
 //! - [`founding`]: from a saved state to a data directory.
 
+mod agreement;
 pub mod bootstrap;
 mod calls;
 mod compactor;
@@ -180,6 +182,7 @@ pub(crate) struct Shared {
     pub removed: watch::Sender<bool>,
     pub contacts: contacts::Contacts,
     pub space: space::Space,
+    pub agreement: agreement::Agreement,
 }
 
 impl Shared {
@@ -315,6 +318,11 @@ impl Node {
         let machine = self.machine();
         // The applier tells the place while it has the machine, too.
         (machine.image(), *self.shared.applied.borrow())
+    }
+
+    /// What keys, history and leases take, as of the newest entry applied here.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.space.used_bytes()
     }
 
     pub fn links_to(&self, member: MemberId) -> Option<Peer> {

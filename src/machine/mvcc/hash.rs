@@ -35,6 +35,13 @@ impl Hasher {
         Hasher(0xcbf2_9ce4_8422_2325)
     }
 
+    /// Goes on behind what gave `finished`.
+    pub fn resume(finished: u64) -> Hasher {
+        let mut hasher = Hasher::new();
+        hasher.number(finished);
+        hasher
+    }
+
     pub fn number(&mut self, number: u64) {
         self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 ^= self.0 >> 29;
@@ -61,7 +68,8 @@ impl Hasher {
         }
     }
 
-    fn record(&mut self, record: &Record) {
+    /// All of a record.
+    pub fn record(&mut self, record: &Record) {
         self.bytes(&record.key);
         self.bytes(&record.value);
         self.number(record.create_revision as u64);

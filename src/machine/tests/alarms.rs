@@ -171,3 +171,24 @@ fn a_compaction_where_no_record_is_counts_the_tombstones_before_it() {
     }
     assert_eq!(member.stored_records(), 1);
 }
+
+#[test]
+fn whoever_has_once_done_something_else_differs_from_then_on() {
+    fn agree(members: &mut [Member; 2], command: Command) -> bool {
+        let [first, second] = members;
+        (first.apply(command.clone()), second.apply(command));
+        first.machine.digest().unwrap() == second.machine.digest().unwrap()
+    }
+    let both = &mut [Member::new(), Member::new()];
+    agree(both, Command::Put(put("k", "1")));
+    assert!(agree(both, Command::Put(put("l", "1"))));
+    both[1].machine.lose(b"k");
+    assert!(agree(both, Command::Put(put("l", "2"))), "nothing shows of it yet");
+    assert!(!agree(both, Command::Put(put("k", "2"))), "one has made it, the other changed it");
+    assert!(!agree(both, Command::Tick));
+    both[1].restart();
+    assert!(!agree(both, Command::Tick), "also after a restart");
+    assert!(agree(both, Command::Alarm(AlarmAction::BeginDigest)));
+    assert!(agree(both, Command::Tick));
+    assert!(both[1].machine.digest().unwrap().since > 0);
+}

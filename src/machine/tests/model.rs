@@ -342,6 +342,7 @@ impl Model {
                 self.alarms.insert(*alarm);
                 Reply::Alarm(Some(*alarm))
             }
+            Command::Alarm(AlarmAction::BeginDigest) => Reply::Done,
             Command::Alarm(AlarmAction::Clear(alarm)) => {
                 Reply::Alarm(self.alarms.remove(alarm).then_some(*alarm))
             }

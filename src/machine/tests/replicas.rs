@@ -44,6 +44,8 @@ fn replicas_agree_whatever_happens_between_entries() {
             }
             let hashes: Vec<_> = members.iter().map(|it| it.machine.hash()).collect();
             assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}, step {step}");
+            let digests: Vec<_> = members.iter().map(|it| it.machine.digest()).collect();
+            assert!(digests[0].is_some() && digests.iter().all(|it| *it == digests[0]), "{seed}");
             for member in &members {
                 let (counted, recounted) =
                     (member.machine.used_bytes(), member.machine.recount_bytes());

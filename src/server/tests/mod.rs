@@ -1,11 +1,13 @@
 //! What clients of whole members see, in one process: real listeners, logs and engines.
 
+mod agreement;
 mod backup;
 mod elections;
 mod fences;
 mod locks;
 mod members;
 mod queues;
+mod space;
 
 use std::future::Future;
 use std::time::Duration;
@@ -35,6 +37,7 @@ async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// A member with its listeners.
 struct Running {
     member: RunningMember,
+    faults: bootstrap::Faults,
     servers: [JoinSet<()>; 2],
     endpoint: String,
     _stop: watch::Sender<bool>,
@@ -92,7 +95,7 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
                 entropy: Arc::new(SystemEntropy),
                 vfs: Arc::new(OsVfs),
             };
-            let (member, _faults) = bootstrap::start(&settings(&config), world).await.unwrap();
+            let (member, faults) = bootstrap::start(&settings(&config), world).await.unwrap();
             let endpoint = url(&clients);
             let peer_servers = serve_peers(&member, vec![peers]);
             member.node.recovered().await.unwrap();
@@ -101,7 +104,8 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
             let mut servers = JoinSet::new();
             let connections = client_connections(&config);
             serve(&mut servers, vec![clients], &routes, &stopped, connections);
-            Running { member, servers: [servers, peer_servers], endpoint, _stop: stop, _data: data }
+            let servers = [servers, peer_servers];
+            Running { member, faults, servers, endpoint, _stop: stop, _data: data }
         }
     });
     within("a cluster", futures::future::join_all(starts)).await
