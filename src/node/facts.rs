@@ -40,6 +40,10 @@ impl Node {
             known.unwrap_or(0).max(status.applied_index)
         };
         let role = self.role();
+        let (keys, alarms) = {
+            let machine = self.machine();
+            (machine.live_keys(), machine.alarms().collect())
+        };
         Facts {
             has_leader: status.leader.is_some(),
             is_leader: status.leader.is_some() && role.leader == Some(self.identity.member_id),
@@ -51,10 +55,10 @@ impl Node {
             db_size_in_use_bytes: status.db_size_in_use_bytes,
             disk_bytes: self.writer.size_bytes(),
             quota_bytes: status.quota_bytes,
-            alarms: self.machine().alarms().collect(),
+            alarms,
             revision: self.store.revision(),
             compacted: self.store.compacted(),
-            keys: self.machine().live_keys(),
+            keys,
             watches: self.hub().census(),
         }
     }
