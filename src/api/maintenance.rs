@@ -90,7 +90,6 @@ impl Maintenance for MaintenanceService {
             is_learner: member.is_learner,
             storage_version: ETCD_VERSION.to_owned(),
             downgrade_info: Some(DowngradeInfo::default()),
-            ..StatusResponse::default()
         }))
     }
 

@@ -131,6 +131,9 @@ impl From<Rejection> for Status {
                 (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
             }
             Rejection::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
+            Rejection::TooManyAlarms(_) => {
+                (Code::ResourceExhausted, "holdfast: too many alarms are raised")
+            }
         };
         Status::new(code, text)
     }

@@ -21,8 +21,11 @@ use super::{
 };
 use crate::types::MemberId;
 
-/// What a lease counts for in [`Machine::used_bytes`].
-pub(super) const LEASE_BYTES: u64 = 256;
+/// How many alarms may be raised: the ids of members are whatever a client says.
+const MOST_ALARMS: usize = 1_000;
+
+/// What a lease, and an entry of another small table, counts for in [`Machine::used_bytes`].
+const ROW_BYTES: u64 = 256;
 
 /// What is wrong. The order is part of the stored format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -107,7 +110,7 @@ impl Command {
                 FencedWrite::DeleteRange(_) => 0,
                 FencedWrite::Txn(txn) => of_txn(txn),
             },
-            Command::LeaseGrant { .. } => LEASE_BYTES,
+            Command::LeaseGrant { .. } => ROW_BYTES,
             Command::Enqueue(enqueue) | Command::Join(Join { enqueue, .. }) => of_place(enqueue),
             Command::Proclaim(Proclaim { key, value, .. }) => of_pair(key.len(), value.len()),
             Command::DeleteRange(_)
@@ -182,9 +185,13 @@ fn of_place(enqueue: &Enqueue) -> u64 {
 }
 
 impl Edit<'_> {
-    pub(super) fn alarm(&mut self, action: AlarmAction) -> Reply {
-        match action {
+    pub(super) fn alarm(&mut self, action: AlarmAction) -> Result<Reply, Rejection> {
+        Ok(match action {
             AlarmAction::Raise(alarm) => {
+                let raised = &self.alarms.raised;
+                if raised.len() >= MOST_ALARMS && !raised.contains(&alarm) {
+                    return Err(Rejection::TooManyAlarms(MOST_ALARMS));
+                }
                 if self.alarms.raised.insert(alarm) {
                     self.writer.batch().put(schema::alarm_key(alarm), []);
                 }
@@ -198,7 +205,7 @@ impl Edit<'_> {
                 Reply::Alarm(was_raised.then_some(alarm))
             }
             AlarmAction::BeginDigest => Reply::Done,
-        }
+        })
     }
 }
 
@@ -213,10 +220,16 @@ impl Machine {
         self.alarms.kinds()
     }
 
-    /// What keys, history and leases take, in bytes: equal on all members that have applied the same
-    /// entries, however far each has removed what was compacted.
+    /// What keys, history, leases and the small tables take, in bytes: equal on all members that
+    /// have applied the same entries, however far each has removed what was compacted.
     pub fn used_bytes(&self) -> u64 {
-        self.space.used_bytes() + self.leases.len() as u64 * LEASE_BYTES
+        self.space.used_bytes() + self.rows_bytes()
+    }
+
+    /// The part of it that is no history.
+    pub(super) fn rows_bytes(&self) -> u64 {
+        let holds = self.holds.labels.len() + self.holds.forced.len();
+        (self.leases.len() + self.members.len() + holds) as u64 * ROW_BYTES
     }
 }
 

@@ -131,7 +131,7 @@ impl Edit<'_> {
                 Ok(Reply::Done)
             }
             Command::Tick => Ok(Reply::Done),
-            Command::Alarm(action) => Ok(self.alarm(*action)),
+            Command::Alarm(action) => self.alarm(*action),
             Command::Compact { .. } => unreachable!("compaction is no edit"),
         }
     }

@@ -180,6 +180,7 @@ fn add_rejection(hasher: &mut Hasher, rejection: &Rejection) {
         Rejection::StaleFence { token } => (7, *token),
         Rejection::NoSpace => (8, 0),
         Rejection::Corrupt => (9, 0),
+        Rejection::TooManyAlarms(most) => (10, *most as i64),
     };
     hasher.number(1_000 + kind);
     hasher.number(number as u64);

@@ -183,6 +183,8 @@ pub enum Rejection {
     /// The alarm of that name is raised, and the command would make the store larger.
     #[error("the store is larger than its quota")]
     NoSpace,
+    #[error("there are {0} alarms")]
+    TooManyAlarms(usize),
     /// The alarm of that name is raised.
     #[error("the members' states differ")]
     Corrupt,

@@ -322,8 +322,8 @@ impl Machine {
         let last = Revision::last_of(self.history.published());
         let records = self.history.records(Revision::default(), last);
         let counted = records.filter(|record| self.history.survives(record, compacted));
-        let leases = self.leases.len() as u64 * super::alarm::LEASE_BYTES;
-        counted.map(|record| super::mvcc::weight_bytes(&record)).sum::<u64>() + leases
+        let history = counted.map(|record| super::mvcc::weight_bytes(&record)).sum::<u64>();
+        history + self.rows_bytes()
     }
 
     pub(super) fn meta(&self) -> Meta {

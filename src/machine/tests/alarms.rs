@@ -131,6 +131,17 @@ fn an_alarm_holds_until_it_is_cleared_for_each_member() {
 }
 
 #[test]
+fn alarms_are_bounded() {
+    let mut member = Member::new();
+    (0..1_000).for_each(|id| drop(member.ok(raise(id, AlarmKind::NoSpace))));
+    let refused = member.rejected(raise(1_000, AlarmKind::NoSpace));
+    assert_eq!(refused, Rejection::TooManyAlarms(1_000));
+    member.ok(raise(999, AlarmKind::NoSpace));
+    member.ok(clear(0, AlarmKind::NoSpace));
+    member.ok(raise(1_000, AlarmKind::NoSpace));
+}
+
+#[test]
 fn a_compaction_gives_space_back_before_anything_is_removed() {
     let mut member = Member::new();
     let empty = member.machine.used_bytes();
@@ -176,7 +187,8 @@ fn a_compaction_where_no_record_is_counts_the_tombstones_before_it() {
 fn whoever_has_once_done_something_else_differs_from_then_on() {
     fn agree(members: &mut [Member; 2], command: Command) -> bool {
         let [first, second] = members;
-        (first.apply(command.clone()), second.apply(command));
+        first.apply(command.clone());
+        second.apply(command);
         first.machine.digest().unwrap() == second.machine.digest().unwrap()
     }
     let both = &mut [Member::new(), Member::new()];

@@ -7,14 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use holdfast::api::convert;
+use holdfast::api::convert::{self, AlarmAsked};
 use holdfast::api::header::inside_txn;
 use holdfast::api::watch::WatchService;
 use holdfast::machine::{Command, Entry, ExpiredLease, Machine, Origin, Outcome, Position, Reply};
 use holdfast::node::LeaseInfo;
 use holdfast::pb::etcdserverpb::{
-    AuthStatusResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
-    DeleteRangeResponse, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
+    AlarmRequest, AlarmResponse, AuthStatusResponse, CompactionRequest, CompactionResponse,
+    DeleteRangeRequest, DeleteRangeResponse, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
     LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeResponse, LeaseStatus,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, MemberListResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, ResponseHeader, StatusResponse, TxnRequest, TxnResponse,
@@ -249,6 +249,21 @@ impl Target for Core {
             compact_revision: hashed.compact_revision,
             hash_revision: hashed.hash_revision,
         }])
+    }
+
+    async fn alarm(&mut self, request: AlarmRequest) -> Answer<AlarmResponse> {
+        match convert::alarm(&request)? {
+            AlarmAsked::List(kind) => {
+                let alarms = self.machine.alarms();
+                let alarms = alarms.filter(|alarm| kind.is_none_or(|kind| alarm.kind == kind));
+                Ok(convert::alarm_response(alarms, self.current()))
+            }
+            AlarmAsked::Nothing => Ok(convert::alarm_response([], self.current())),
+            AlarmAsked::Change(action) => match self.apply(Command::Alarm(action))? {
+                (Reply::Alarm(alarm), header) => Ok(convert::alarm_response(alarm, header)),
+                (other, _) => misplaced(other),
+            },
+        }
     }
 
     async fn status(&mut self) -> Answer<StatusResponse> {

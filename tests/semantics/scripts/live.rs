@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes};
 use futures::channel::mpsc;
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
+use holdfast::pb::etcdserverpb::alarm_request::AlarmAction;
 use holdfast::pb::etcdserverpb::auth_client::AuthClient;
 use holdfast::pb::etcdserverpb::cluster_client::ClusterClient;
 use holdfast::pb::etcdserverpb::kv_client::KvClient;
@@ -14,13 +15,13 @@ use holdfast::pb::etcdserverpb::maintenance_client::MaintenanceClient;
 use holdfast::pb::etcdserverpb::request_op::Request as Operation;
 use holdfast::pb::etcdserverpb::watch_client::WatchClient;
 use holdfast::pb::etcdserverpb::{
-    AuthStatusRequest, AuthStatusResponse, AuthenticateRequest, CompactionRequest,
-    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, HashKvRequest, HashKvResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
-    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, MemberListRequest, MemberListResponse,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, StatusRequest, StatusResponse,
-    TxnRequest, TxnResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AuthStatusRequest, AuthStatusResponse,
+    AuthenticateRequest, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, HashKvRequest, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseLeasesResponse,
+    LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+    MemberListRequest, MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    RequestOp, StatusRequest, StatusResponse, TxnRequest, TxnResponse,
 };
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -50,6 +51,8 @@ pub struct Live {
     calls: usize,
     /// Those the script was granted, whatever became of them.
     leases: Vec<i64>,
+    /// Those it raised, whatever became of them.
+    alarms: Vec<AlarmMember>,
     metadata: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
     gzip: bool,
 }
@@ -69,7 +72,14 @@ macro_rules! client {
 
 impl Live {
     pub fn new(cluster: Cluster) -> Live {
-        Live { cluster, calls: 0, leases: Vec::new(), metadata: Vec::new(), gzip: false }
+        Live {
+            cluster,
+            calls: 0,
+            leases: Vec::new(),
+            alarms: Vec::new(),
+            metadata: Vec::new(),
+            gzip: false,
+        }
     }
 
     fn next_channel(&mut self) -> Channel {
@@ -92,6 +102,10 @@ impl Live {
 
     /// The revision after ending all leases and deleting everything.
     async fn empty(&mut self) -> Answer<i64> {
+        for AlarmMember { member_id, alarm } in std::mem::take(&mut self.alarms) {
+            let action = AlarmAction::Deactivate.into();
+            self.alarm(AlarmRequest { action, member_id, alarm }).await?;
+        }
         for lease in std::mem::take(&mut self.leases) {
             match self.lease_revoke(lease).await {
                 Err(status) if status.code() != Code::NotFound => return Err(status),
@@ -239,6 +253,16 @@ impl Target for Live {
             answers.push(client!(self, MaintenanceClient).hash_kv(request).await?.into_inner());
         }
         Ok(answers)
+    }
+
+    async fn alarm(&mut self, request: AlarmRequest) -> Answer<AlarmResponse> {
+        let raises = request.action() == AlarmAction::Activate;
+        let request = self.request(request);
+        let answer = client!(self, MaintenanceClient).alarm(request).await?.into_inner();
+        if raises {
+            self.alarms.extend(&answer.alarms);
+        }
+        Ok(answer)
     }
 
     async fn status(&mut self) -> Answer<StatusResponse> {

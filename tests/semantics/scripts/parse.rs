@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use holdfast::pb::etcdserverpb::alarm_request::AlarmAction;
 use holdfast::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use holdfast::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use holdfast::pb::etcdserverpb::request_op::Request;
 use holdfast::pb::etcdserverpb::watch_create_request::FilterType;
 use holdfast::pb::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest,
-    RequestOp, TxnRequest, WatchCreateRequest,
+    AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
+    PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
 };
 
 use super::words::{Names, parse_bytes, parse_range, split, split_once};
@@ -66,6 +67,7 @@ pub enum Step {
         events: usize,
     },
     HashKv(i64),
+    Alarm(AlarmRequest),
     Status,
     Members {
         linearizable: bool,
@@ -188,6 +190,22 @@ fn step(verb: &str, words: &mut Words<'_>) -> Result<Step, String> {
                 _ => unknown(name),
             })?;
             Step::HashKv(revision)
+        }
+        "alarm" => {
+            let action = words.next()?;
+            let action =
+                enumeration(action, |name| AlarmAction::from_str_name(name).map(Into::into))?;
+            let alarm = words.next()?;
+            let alarm = enumeration(alarm, |name| AlarmType::from_str_name(name).map(Into::into))?;
+            let mut request = AlarmRequest { action, alarm, ..AlarmRequest::default() };
+            words.options(|name, value, names| match name {
+                "member" => {
+                    let number = names.parse_number(value).map(|number| number as u64);
+                    assign(&mut request.member_id, number)
+                }
+                _ => unknown(name),
+            })?;
+            Step::Alarm(request)
         }
         "status" => Step::Status,
         "members" => {

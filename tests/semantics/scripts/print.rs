@@ -5,8 +5,8 @@
 
 use holdfast::pb::etcdserverpb::response_op::Response;
 use holdfast::pb::etcdserverpb::{
-    DeleteRangeResponse, HashKvResponse, LeaseTimeToLiveResponse, MemberListResponse, PutResponse,
-    RangeResponse, ResponseHeader, StatusResponse, TxnResponse,
+    AlarmResponse, AlarmType, DeleteRangeResponse, HashKvResponse, LeaseTimeToLiveResponse,
+    MemberListResponse, PutResponse, RangeResponse, ResponseHeader, StatusResponse, TxnResponse,
 };
 use holdfast::pb::mvccpb::event::EventType;
 use holdfast::pb::mvccpb::{Event, KeyValue};
@@ -214,6 +214,18 @@ pub fn status(response: &StatusResponse, names: &Names) -> Lines {
         line.push_str(&format!(" errors {:?}", response.errors));
     }
     vec![line]
+}
+
+/// In the order of members; in etcd in none.
+pub fn alarms(response: &AlarmResponse, names: &Names) -> Lines {
+    let mut alarms: Vec<(u64, AlarmType)> =
+        response.alarms.iter().map(|alarm| (alarm.member_id, alarm.alarm())).collect();
+    alarms.sort_unstable();
+    let alarms: String = alarms
+        .iter()
+        .map(|(member, alarm)| format!(" {member}:{}", alarm.as_str_name().to_lowercase()))
+        .collect();
+    vec![format!("{} alarm{alarms}", whole(&response.header, names))]
 }
 
 /// In the order of names.

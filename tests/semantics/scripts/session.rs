@@ -9,8 +9,8 @@ use futures::{Stream, StreamExt};
 use holdfast::pb::etcdserverpb::request_op::Request;
 use holdfast::pb::etcdserverpb::watch_request::RequestUnion;
 use holdfast::pb::etcdserverpb::{
-    AuthStatusResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
-    DeleteRangeResponse, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
+    AlarmRequest, AlarmResponse, AuthStatusResponse, CompactionRequest, CompactionResponse,
+    DeleteRangeRequest, DeleteRangeResponse, HashKvResponse, LeaseGrantRequest, LeaseGrantResponse,
     LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse, MemberListResponse, PutRequest, PutResponse, RangeRequest,
     RangeResponse, StatusResponse, TxnRequest, TxnResponse, WatchCancelRequest,
@@ -75,6 +75,7 @@ pub trait Target {
     /// The answers of all members.
     async fn hash_kv(&mut self, revision: i64) -> Answer<Vec<HashKvResponse>>;
 
+    async fn alarm(&mut self, request: AlarmRequest) -> Answer<AlarmResponse>;
     async fn status(&mut self) -> Answer<StatusResponse>;
     async fn members(&mut self, linearizable: bool) -> Answer<MemberListResponse>;
     async fn auth_status(&mut self) -> Answer<AuthStatusResponse>;
@@ -254,6 +255,10 @@ impl<T: Target> Session<'_, T> {
                 Ok(answers) => print::hash_kv(&answers, &mut self.names),
                 Err(status) => print::refused("hashkv", &status),
             },
+            Step::Alarm(request) => {
+                let answer = self.target.alarm(request).await;
+                self.show("alarm", answer, print::alarms)
+            }
             Step::Status => {
                 let answer = self.target.status().await;
                 self.show("status", answer, print::status)
