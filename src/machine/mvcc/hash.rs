@@ -68,8 +68,7 @@ impl Hasher {
         }
     }
 
-    /// All of a record.
-    pub fn record(&mut self, record: &Record) {
+    fn record(&mut self, record: &Record) {
         self.bytes(&record.key);
         self.bytes(&record.value);
         self.number(record.create_revision as u64);
