@@ -12,8 +12,8 @@ use crate::types::{LeaseId, Revision, Timestamp};
 
 /// The kinds of pairs that say something of the members a cluster had, which a new cluster does not
 /// take over: alarms, how members are reached, and which were removed.
-const OF_OLD_MEMBERS: [u8; 3] = [b'c', schema::MEMBER_PREFIX, schema::RETIRED_PREFIX];
-const OF_OLD_MEMBERS: [u8; 3] = [schema::ALARM_PREFIX, schema::MEMBER_PREFIX, b'x'];
+const OF_OLD_MEMBERS: [u8; 3] =
+    [schema::ALARM_PREFIX, schema::MEMBER_PREFIX, schema::RETIRED_PREFIX];
 
 /// Bytes of keys and values in a chunk, unless one pair alone is larger.
 const CHUNK_BYTES: usize = 256 * 1024;
