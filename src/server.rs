@@ -34,6 +34,7 @@ use crate::raft::frame::MAX_FRAME_BYTES;
 use crate::raft::links::PeerCheck;
 use crate::raft::traffic::Incoming;
 use crate::raft::types::PeerNode;
+use crate::storage::SledEngines;
 use crate::vfs::OsVfs;
 
 /// Calls of one member to another under way at a time.
@@ -83,6 +84,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
         clock: Arc::new(SystemClock::new()),
         entropy: Arc::new(SystemEntropy),
         vfs: Arc::new(OsVfs),
+        engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
     };
     let (member, mut faults) = bootstrap::start(&settings(&config), world).await?;
     let (stop, stopped) = watch::channel(false);

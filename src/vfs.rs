@@ -1,7 +1,8 @@
 //! Files, handed in as a value.
 //!
-//! Whatever must survive a power cut goes through a [`Vfs`]: the raft log, and the directories that
-//! a snapshot is installed into. [`OsVfs`] is the real file system. [`MemVfs`] is one that forgets:
+//! Whatever must survive a power cut goes through a [`Vfs`]: the raft log, the file that says whose
+//! data directory this is, and the directories that a snapshot is installed into. The one exception
+//! is what sled writes inside a directory of its own. [`OsVfs`] is the real file system. [`MemVfs`] is one that forgets:
 //! it keeps apart what was written from what was synced, so a test can cut the power between any
 //! two operations and look at what is left.
 //!
@@ -27,6 +28,11 @@ use std::sync::Arc;
 use fs4::fs_std::FileExt as _;
 
 pub use mem::{MemVfs, Operation, Survival};
+
+/// What to do about files that are damaged or missing: the same for all of them.
+pub const REPLACE_MEMBER: &str = "keep the directory for examination, then either restore this \
+    member's disk, or replace the member: `etcdctl member remove`, an empty data dir, `etcdctl \
+    member add`; do not delete or edit single files, acknowledged writes would be lost";
 
 /// A file system, or the part of one that a member lives in.
 pub trait Vfs: Debug + Send + Sync {
@@ -56,6 +62,13 @@ pub trait Vfs: Debug + Send + Sync {
     /// Makes the names in `dir` durable, as they are now.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Creates `path` if it is missing, and locks it until the answer is dropped or this process
+    /// ends. `None` while somebody else holds the lock.
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>>;
+
+    /// How much more the file system of `dir` takes from this process.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
     /// The whole content of the file `path`.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
@@ -64,6 +77,51 @@ pub trait Vfs: Debug + Send + Sync {
         file.read_exact_at(0, &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// Held as long as the value lives.
+pub trait Lock: Debug + Send + Sync {}
+
+/// Creates what is missing of `dir`, durably, from the top. So whatever exists has a durable parent,
+/// except perhaps the deepest: an earlier run may have been killed between making and syncing it.
+pub fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    let mut existing = None;
+    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        if vfs.exists(ancestor)? {
+            existing = Some(ancestor);
+            break;
+        }
+        missing.push(ancestor);
+    }
+    if let Some(parent) = existing.and_then(Path::parent) {
+        match vfs.sync_dir(parent) {
+            // A directory that this process may not open is not one where it made something.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            result => result?,
+        }
+    }
+    for made in missing.into_iter().rev() {
+        vfs.create_dir_all(made)?;
+        if let Some(parent) = made.parent() {
+            vfs.sync_dir(parent)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the file `path` the content `bytes`, durably: after a crash it has the old content or the
+/// new one. Leaves behind at most `path` with the extension `new`, which the next call replaces.
+pub fn replace_file(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    if vfs.exists(&draft)? {
+        vfs.remove_file(&draft)?;
+    }
+    let file = vfs.create(&draft)?;
+    file.write_at(0, bytes)?;
+    file.sync()?;
+    vfs.rename(&draft, path)?;
+    vfs.sync_dir(path.parent().unwrap_or(Path::new("")))
 }
 
 /// An open file, shared between threads. It has no cursor.
@@ -147,7 +205,25 @@ impl Vfs for OsVfs {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         File::open(dir)?.sync_all()
     }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        let locked = file.try_lock_exclusive()?;
+        Ok(locked.then(|| Box::new(OsLock { _file: file }) as Box<dyn Lock>))
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        fs4::available_space(dir)
+    }
 }
+
+/// Released by closing the file.
+#[derive(Debug)]
+struct OsLock {
+    _file: File,
+}
+
+impl Lock for OsLock {}
 
 #[derive(Debug)]
 struct OsFile(File);
@@ -234,6 +310,19 @@ mod tests {
         vfs.sync_dir(root).unwrap();
         vfs.remove_dir_all(&root.join("c")).unwrap();
         assert!(!vfs.exists(&root.join("c/three")).unwrap());
+
+        let path = root.join("whole");
+        replace_file(vfs, &path, b"first").unwrap();
+        vfs.create(&path.with_extension("new")).unwrap().write_at(0, b"left by a crash").unwrap();
+        replace_file(vfs, &path, b"next").unwrap();
+        assert_eq!(vfs.read(&path).unwrap(), b"next");
+        assert_eq!(vfs.list(root).unwrap(), ["a", "whole"]);
+
+        let lock = vfs.lock(&root.join("LOCK")).unwrap();
+        assert!(lock.is_some() && vfs.lock(&root.join("LOCK")).unwrap().is_none());
+        drop(lock);
+        assert!(vfs.lock(&root.join("LOCK")).unwrap().is_some());
+        assert!(vfs.free_bytes(root).unwrap() > 0);
     }
 
     #[test]

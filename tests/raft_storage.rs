@@ -21,7 +21,7 @@ impl StoreBuilder<Raft, LogStore, Applier, TempDir> for Builder {
         let options = LogOptions { segment_bytes: 1 << 20, ..LogOptions::default() };
         let log = LogStore::open(Arc::new(OsVfs), directory.path().join("log"), options)
             .expect("an empty log opens");
-        let home = Home::Disk { root: directory.path().join("state"), cache_bytes: 1 << 20 };
+        let home = Home::on_disk(directory.path().join("state"), 1 << 20);
         let engine = home.open().expect("an empty state opens");
         let (machine, state) = Applier::load(engine.as_ref()).expect("an empty state loads");
         let writer =

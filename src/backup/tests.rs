@@ -75,7 +75,7 @@ impl Scene {
 
 /// The state that a member would start with in `data_dir`.
 fn load(data_dir: &Path) -> Machine {
-    let home = Home::Disk { root: data_dir.join("state"), cache_bytes: 1 << 20 };
+    let home = Home::on_disk(data_dir.join("state"), 1 << 20);
     let engine = home.open().expect("an engine");
     let (machine, state) = Applier::load(engine.as_ref()).expect("a state");
     assert!(state.applied.is_some_and(|applied| applied.index > 0));

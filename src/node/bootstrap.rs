@@ -27,13 +27,13 @@ use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
 use crate::raft::types::{OnRefused, PeerNode, is_learner};
-use crate::storage::{Home, StateWriter, WriterOptions};
+use crate::storage::{Engines, Home, StateWriter, WriterOptions};
 use crate::types::MemberId;
 use crate::vfs::Vfs;
 use crate::watch::Hub;
 
 /// Of the engine under the state. The machine reads from memory, so this serves writing alone.
-const ENGINE_CACHE_BYTES: usize = 64 << 20;
+pub const ENGINE_CACHE_BYTES: usize = 64 << 20;
 
 /// Entries kept behind a snapshot, so that a member that was away for a moment catches up from the
 /// log.
@@ -119,6 +119,8 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     pub entropy: Arc<dyn Entropy>,
     pub vfs: Arc<dyn Vfs>,
+    /// What keeps the state, on that file system.
+    pub engines: Arc<dyn Engines>,
 }
 
 /// A running member: the node, what its peers call, and the tasks behind both.
@@ -181,9 +183,10 @@ impl Faults {
 /// from now on, but clients are to be served only after [`Node::recovered`].
 pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults), StartError> {
     let identity = joining::identity(settings).await?;
-    let data_dir = DataDir::open(&settings.data_dir, &identity)?;
+    let mut data_dir = DataDir::open(world.vfs.clone(), &settings.data_dir, &identity)?;
     let meters = Arc::new(Meters::default());
-    let stores = Stores::open(&data_dir, world.vfs.clone(), &meters).await?;
+    let stores = Stores::open(&data_dir, &world, &meters).await?;
+    data_dir.log_begun()?;
     let (log, writer) = (stores.log.clone(), stores.writer.clone());
     let identity = Identity { cluster_id: data_dir.cluster_id(), ..identity };
     if stores.machine.retired_members().contains(&identity.member_id) {
@@ -213,10 +216,12 @@ struct Stores {
 impl Stores {
     async fn open(
         data_dir: &DataDir,
-        vfs: Arc<dyn Vfs>,
+        world: &World,
         meters: &Meters,
     ) -> Result<Stores, StartError> {
-        let home = Arc::new(Home::Disk { root: data_dir.state(), cache_bytes: ENGINE_CACHE_BYTES });
+        let vfs = world.vfs.clone();
+        let home = Home::new(data_dir.state(), vfs.clone(), world.engines.clone());
+        let home = Arc::new(home);
         let opening = home.clone();
         let opened = blocking(move || {
             let engine = opening.open()?;

@@ -46,7 +46,7 @@ impl Founding {
     /// `path` must be absent or empty.
     pub fn begin(path: &Path) -> Result<Founding, FoundingError> {
         let directory = NewDataDir::begin(path)?;
-        let home = Home::Disk { root: directory.state(), cache_bytes: CACHE_BYTES };
+        let home = Home::on_disk(directory.state(), CACHE_BYTES);
         let engine = home.open().map_err(FoundingError::State)?;
         Ok(Founding { directory, engine, unflushed_bytes: 0 })
     }

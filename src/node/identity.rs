@@ -1,25 +1,26 @@
 //! Whose data directory this is.
 //!
-//! The file `member.json` is written before anything else and never changed: it names the cluster
-//! and the member that the log and the state belong to. The file `LOCK` is held while a process
+//! The file `member.json` is written before anything else: it names the cluster and the member that
+//! the log and the state belong to. It is written once more when the log has begun, so that a log
+//! that was removed is not taken for one that never was. The file `LOCK` is held while a process
 //! uses the directory.
 //!
 //! A directory that is made from a saved state gets `member.json` last. So one that has a log or a
 //! state and no `member.json` is half made, and no member starts with it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{ClusterId, MemberId};
+use crate::vfs::{Lock, OsVfs, REPLACE_MEMBER, Vfs, create_dir_durably, replace_file};
 
 const FORMAT: u32 = 1;
-
 const MEMBER_FILE: &str = "member.json";
-const DRAFT_FILE: &str = "member.json.new";
+const DRAFT_FILE: &str = "member.new";
 const LOCK_FILE: &str = "LOCK";
 const LOG: &str = "log";
 const STATE: &str = "state";
@@ -32,7 +33,7 @@ pub struct Identity {
     pub name: String,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct MemberFile {
     format: u32,
     /// Hexadecimal, as logs and `member list` show ids.
@@ -43,15 +44,27 @@ struct MemberFile {
     /// another id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     described_cluster_id: Option<String>,
+    /// Whether the log has begun: without one, this member has lost its data.
+    log_begun: bool,
+    /// CRC-32 of the fields above, in hexadecimal: see [`MemberFile::sum`].
+    checksum: String,
+}
+
+/// What tells the format of a `member.json` of which nothing else is known.
+#[derive(Deserialize)]
+struct AnyMemberFile {
+    format: u32,
 }
 
 /// A data directory that no other process uses.
 #[derive(Debug)]
 pub struct DataDir {
+    vfs: Arc<dyn Vfs>,
     path: PathBuf,
+    file: MemberFile,
     cluster_id: ClusterId,
     /// Released when dropped.
-    _lock: File,
+    _lock: Box<dyn Lock>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +91,13 @@ pub enum DataDirError {
          start it with the program that wrote it, or a newer one"
     )]
     OtherFormat { path: PathBuf, found: u32 },
-    #[error("data dir {path}: member.json is damaged: {reason}")]
+    #[error("{path}: damaged: {reason}; {REPLACE_MEMBER}")]
     Damaged { path: PathBuf, reason: String },
+    #[error(
+        "data dir {path}: the raft log that this member has written is not there: mount or restore \
+         it; {REPLACE_MEMBER}"
+    )]
+    LogGone { path: PathBuf },
     #[error(
         "data dir {0} has data but no member.json: where a restore into it was cut off, remove it \
          and restore again; else bring member.json back"
@@ -94,22 +112,49 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// When another process uses it, or it is another member's. Nothing in it is changed then.
-    pub fn open(path: &Path, identity: &Identity) -> Result<DataDir, DataDirError> {
+    /// When another process uses it, or it is another member's, or its log was removed. Nothing in
+    /// it is changed then.
+    pub fn open(
+        vfs: Arc<dyn Vfs>,
+        path: &Path,
+        identity: &Identity,
+    ) -> Result<DataDir, DataDirError> {
         let failed = |source| DataDirError::Io { path: path.to_owned(), source };
-        let lock = lock(path)?;
-        let cluster_id = match fs::read(path.join(MEMBER_FILE)) {
-            Ok(bytes) => check(path, &bytes, identity)?,
+        let lock = lock(vfs.as_ref(), path)?;
+        let (file, cluster_id) = match vfs.read(&path.join(MEMBER_FILE)) {
+            Ok(bytes) => {
+                // Seen is not durable yet if an earlier run was killed between renaming and syncing.
+                vfs.sync_dir(path).map_err(failed)?;
+                check(path, &bytes, identity)?
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if [LOG, STATE].iter().any(|folder| path.join(folder).exists()) {
-                    return Err(DataDirError::HalfMade(path.to_owned()));
+                for folder in [LOG, STATE] {
+                    if vfs.exists(&path.join(folder)).map_err(failed)? {
+                        return Err(DataDirError::HalfMade(path.to_owned()));
+                    }
                 }
-                write(path, identity, None).map_err(failed)?;
-                identity.cluster_id
+                let file = MemberFile::new(identity, None, false);
+                file.write(vfs.as_ref(), path).map_err(failed)?;
+                (file, identity.cluster_id)
             }
             Err(error) => return Err(failed(error)),
         };
-        Ok(DataDir { path: path.to_owned(), cluster_id, _lock: lock })
+        let dir = DataDir { vfs, path: path.to_owned(), file, cluster_id, _lock: lock };
+        if dir.file.log_begun && !dir.has_log().map_err(failed)? {
+            return Err(DataDirError::LogGone { path: dir.path });
+        }
+        Ok(dir)
+    }
+
+    /// Notes that the log has begun. To be called before anything in it is acknowledged.
+    pub fn log_begun(&mut self) -> Result<(), DataDirError> {
+        if self.file.log_begun {
+            return Ok(());
+        }
+        self.file.log_begun = true;
+        self.file.checksum = self.file.sum();
+        let written = self.file.write(self.vfs.as_ref(), &self.path);
+        written.map_err(|source| DataDirError::Io { path: self.path.clone(), source })
     }
 
     /// The cluster's own id, which is not the one that the flags describe where the cluster began
@@ -143,12 +188,21 @@ impl DataDir {
         }))
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }
 
     pub fn state(&self) -> PathBuf {
         self.path.join(STATE)
+    }
+
+    fn has_log(&self) -> io::Result<bool> {
+        let log = self.log();
+        Ok(self.vfs.exists(&log)? && self.vfs.list(&log)?.iter().any(|name| name.ends_with(".log")))
     }
 }
 
@@ -158,7 +212,7 @@ pub struct NewDataDir {
     path: PathBuf,
     was_there: bool,
     finished: bool,
-    _lock: File,
+    _lock: Box<dyn Lock>,
 }
 
 impl NewDataDir {
@@ -179,7 +233,7 @@ impl NewDataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(failed(error)),
         };
-        let lock = lock(path)?;
+        let lock = lock(&OsVfs, path)?;
         Ok(NewDataDir { path: path.to_owned(), was_there, finished: false, _lock: lock })
     }
 
@@ -195,10 +249,11 @@ impl NewDataDir {
     /// cluster that the member's flags describe.
     pub fn finish(mut self, identity: &Identity, described: ClusterId) -> Result<(), DataDirError> {
         let failed = |source| DataDirError::Io { path: self.path.clone(), source };
-        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        write(&self.path, identity, Some(described)).map_err(failed)?;
+        OsVfs.sync_dir(&self.path).map_err(failed)?;
+        let file = MemberFile::new(identity, Some(described), true);
+        file.write(&OsVfs, &self.path).map_err(failed)?;
         if let Some(parent) = self.path.canonicalize().map_err(failed)?.parent() {
-            File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            OsVfs.sync_dir(parent).map_err(failed)?;
         }
         self.finished = true;
         Ok(())
@@ -221,35 +276,69 @@ impl Drop for NewDataDir {
     }
 }
 
-fn lock(path: &Path) -> Result<File, DataDirError> {
+fn lock(vfs: &dyn Vfs, path: &Path) -> Result<Box<dyn Lock>, DataDirError> {
     let failed = |source| DataDirError::Io { path: path.to_owned(), source };
-    fs::create_dir_all(path).map_err(failed)?;
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path.join(LOCK_FILE))
-        .map_err(failed)?;
-    if !FileExt::try_lock_exclusive(&lock).map_err(failed)? {
-        return Err(DataDirError::InUse(path.to_owned()));
+    create_dir_durably(vfs, path).map_err(failed)?;
+    let lock = vfs.lock(&path.join(LOCK_FILE)).map_err(failed)?;
+    lock.ok_or_else(|| DataDirError::InUse(path.to_owned()))
+}
+
+impl MemberFile {
+    fn new(identity: &Identity, described: Option<ClusterId>, log_begun: bool) -> MemberFile {
+        let mut file = MemberFile {
+            format: FORMAT,
+            cluster_id: identity.cluster_id.to_string(),
+            member_id: identity.member_id.to_string(),
+            name: identity.name.clone(),
+            described_cluster_id: described.map(|id| id.to_string()),
+            log_begun,
+            checksum: String::new(),
+        };
+        file.checksum = file.sum();
+        file
     }
-    Ok(lock)
+
+    /// Of the values, each on a line of its own in the order of the fields, so that only a change of
+    /// a value counts.
+    fn sum(&self) -> String {
+        let MemberFile { format, cluster_id, member_id, name, .. } = self;
+        let log_begun = self.log_begun;
+        let mut text = format!("{format}\n{cluster_id}\n{member_id}\n{name}\n{log_begun}\n");
+        if let Some(described) = &self.described_cluster_id {
+            text.push_str(described);
+            text.push('\n');
+        }
+        format!("{:08x}", crc32fast::hash(text.as_bytes()))
+    }
+
+    fn write(&self, vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+        replace_file(vfs, &dir.join(MEMBER_FILE), &serde_json::to_vec_pretty(self)?)
+    }
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<MemberFile, DataDirError> {
-    let path = path.to_owned();
-    let file: MemberFile = match serde_json::from_slice(bytes) {
-        Ok(file) => file,
-        Err(error) => return Err(DataDirError::Damaged { path, reason: error.to_string() }),
-    };
-    if file.format != FORMAT {
-        return Err(DataDirError::OtherFormat { path, found: file.format });
+    let damaged = |reason: String| DataDirError::Damaged { path: path.join(MEMBER_FILE), reason };
+    let AnyMemberFile { format } =
+        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    if format > FORMAT {
+        return Err(DataDirError::OtherFormat { path: path.to_owned(), found: format });
+    }
+    let file: MemberFile =
+        serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    let sum = file.sum();
+    if file.checksum != sum {
+        return Err(damaged(format!("its checksum is {}, not {sum}", file.checksum)));
     }
     Ok(file)
 }
 
-/// The cluster's id, if the file fits to `identity`.
-fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, DataDirError> {
+/// The file and the cluster's id, if the file fits to `identity`.
+fn check(
+    path: &Path,
+    bytes: &[u8],
+    identity: &Identity,
+) -> Result<(MemberFile, ClusterId), DataDirError> {
+    let damaged = |reason: String| DataDirError::Damaged { path: path.join(MEMBER_FILE), reason };
     let file = decode(path, bytes)?;
     let path = path.to_owned();
     if file.name != identity.name {
@@ -263,30 +352,15 @@ fn check(path: &Path, bytes: &[u8], identity: &Identity) -> Result<ClusterId, Da
         return Err(DataDirError::OtherCluster { path, found: file.cluster_id, wanted });
     }
     match u64::from_str_radix(&file.cluster_id, 16) {
-        Ok(id) => Ok(ClusterId(id)),
-        Err(error) => Err(DataDirError::Damaged { path, reason: error.to_string() }),
+        Ok(id) => Ok((file, ClusterId(id))),
+        Err(error) => Err(damaged(error.to_string())),
     }
-}
-
-fn write(path: &Path, identity: &Identity, described: Option<ClusterId>) -> io::Result<()> {
-    let file = MemberFile {
-        format: FORMAT,
-        cluster_id: identity.cluster_id.to_string(),
-        member_id: identity.member_id.to_string(),
-        name: identity.name.clone(),
-        described_cluster_id: described.map(|id| id.to_string()),
-    };
-    let draft = path.join(DRAFT_FILE);
-    let mut out = File::create(&draft)?;
-    out.write_all(&serde_json::to_vec_pretty(&file)?)?;
-    out.sync_all()?;
-    fs::rename(&draft, path.join(MEMBER_FILE))?;
-    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vfs::{MemVfs, Survival};
 
     fn identity(name: &str, cluster: u64) -> Identity {
         Identity { cluster_id: ClusterId(cluster), member_id: MemberId(7), name: name.to_owned() }
@@ -296,15 +370,16 @@ mod tests {
     fn a_data_dir_serves_one_process_of_one_member_of_one_cluster() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("data");
-        let first = DataDir::open(&path, &identity("a", 1)).expect("first start");
-        let second = DataDir::open(&path, &identity("a", 1));
+        let open = |identity: &Identity| DataDir::open(Arc::new(OsVfs), &path, identity);
+        let first = open(&identity("a", 1)).expect("first start");
+        let second = open(&identity("a", 1));
         assert!(matches!(second, Err(DataDirError::InUse(_))), "{second:?}");
         drop(first);
-        let other = DataDir::open(&path, &identity("b", 1));
+        let other = open(&identity("b", 1));
         assert!(matches!(other, Err(DataDirError::OtherName { .. })), "{other:?}");
-        let other = DataDir::open(&path, &identity("a", 2));
+        let other = open(&identity("a", 2));
         assert!(matches!(other, Err(DataDirError::OtherCluster { .. })), "{other:?}");
-        DataDir::open(&path, &identity("a", 1)).expect("restart");
+        open(&identity("a", 1)).expect("restart");
         assert_eq!(DataDir::identity(&path).expect("read"), Some(identity("a", 1)));
         let nobodys = directory.path().join("other");
         assert_eq!(DataDir::identity(&nobodys).expect("read"), None);
@@ -319,12 +394,12 @@ mod tests {
         let half_made = NewDataDir::begin(&path).expect("an absent directory");
         fs::create_dir(half_made.state()).expect("a state");
         std::mem::forget(half_made);
-        let started = DataDir::open(&path, &described);
+        let started = DataDir::open(Arc::new(OsVfs), &path, &described);
         assert!(matches!(started, Err(DataDirError::InUse(_))), "{started:?}");
         let again = NewDataDir::begin(&path);
         assert!(matches!(again, Err(DataDirError::NotEmpty(_))), "{again:?}");
         fs::remove_file(path.join(LOCK_FILE)).expect("what a kill does to the lock");
-        let started = DataDir::open(&path, &described);
+        let started = DataDir::open(Arc::new(OsVfs), &path, &described);
         assert!(matches!(started, Err(DataDirError::HalfMade(_))), "{started:?}");
         fs::remove_dir_all(&path).expect("as the message says");
 
@@ -333,12 +408,105 @@ mod tests {
         drop(abandoned);
         let finished = NewDataDir::begin(&path).expect("what was abandoned is gone");
         fs::create_dir(finished.state()).expect("a state");
+        fs::create_dir(finished.log()).expect("a log");
+        fs::write(finished.log().join("1.log"), "a segment").expect("a segment");
         finished.finish(&own, described.cluster_id).expect("finished");
-        let opened = DataDir::open(&path, &described).expect("started");
+        let opened = DataDir::open(Arc::new(OsVfs), &path, &described).expect("started");
         assert_eq!(opened.cluster_id(), own.cluster_id);
         drop(opened);
-        DataDir::open(&path, &own).expect("started by one who knows the cluster");
-        let other = DataDir::open(&path, &identity("a", 2));
+        DataDir::open(Arc::new(OsVfs), &path, &own).expect("started by one who knows the cluster");
+        let other = DataDir::open(Arc::new(OsVfs), &path, &identity("a", 2));
         assert!(matches!(other, Err(DataDirError::OtherCluster { .. })), "{other:?}");
+    }
+
+    const PATH: &str = "/var/data";
+
+    fn open(vfs: &MemVfs) -> Result<DataDir, DataDirError> {
+        DataDir::open(Arc::new(vfs.clone()), Path::new(PATH), &identity("a", 1))
+    }
+
+    #[test]
+    fn a_power_cut_at_any_operation_of_the_first_start_leaves_nothing_or_a_member() {
+        let begin = |vfs: &MemVfs| {
+            let mut dir = open(vfs)?;
+            vfs.create_dir_all(&dir.log()).and_then(|()| vfs.create(&dir.log().join("1.log"))).ok();
+            vfs.sync_dir(&dir.log()).and_then(|()| vfs.sync_dir(dir.path())).ok();
+            dir.log_begun()
+        };
+        let whole = MemVfs::default();
+        begin(&whole).expect("nothing is in the way");
+        for cut in 0..whole.operations() {
+            for survival in [Survival::Nothing, Survival::Everything, Survival::Some(cut)] {
+                let vfs = MemVfs::default();
+                vfs.cut_power_after(cut);
+                begin(&vfs).expect_err("the power went");
+                let left = vfs.after_power_cut(survival);
+                let found = open(&left);
+                found.unwrap_or_else(|error| panic!("cut at {cut}, {survival:?}: {error}"));
+                let next = left.after_kill();
+                begin(&next).expect("the next start");
+                open(&next.after_power_cut(Survival::Nothing)).expect("and the one after");
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_removed_is_missed() {
+        let vfs = MemVfs::default();
+        let mut dir = open(&vfs).expect("first start");
+        vfs.create_dir_all(&dir.log()).expect("a directory");
+        vfs.create(&dir.log().join("1.log")).expect("a file");
+        dir.log_begun().expect("noted");
+        drop(dir);
+        open(&vfs).expect("all is there");
+        vfs.remove_file(&Path::new(PATH).join("log/1.log")).expect("removed");
+        let refused = open(&vfs).expect_err("without its log").to_string();
+        assert!(refused.contains(PATH) && refused.contains("member remove"), "{refused}");
+    }
+
+    #[test]
+    fn whatever_byte_of_the_member_file_changes_the_start_is_refused() {
+        let file = Path::new(PATH).join(MEMBER_FILE);
+        let vfs = MemVfs::default();
+        open(&vfs).expect("first start");
+        let bytes = vfs.read(&file).expect("written");
+        for at in 0..bytes.len() {
+            for change in [
+                |bytes: &mut Vec<u8>, at: usize| bytes[at] ^= 1 << (at % 8),
+                |bytes: &mut Vec<u8>, at: usize| bytes.truncate(at),
+            ] {
+                vfs.tamper(&file, |content| change(content, at));
+                match open(&vfs) {
+                    Err(DataDirError::Damaged { path, .. }) => assert_eq!(path, file),
+                    Err(DataDirError::OtherFormat { found, .. }) => assert!(found > FORMAT),
+                    // White space between the values says nothing.
+                    Ok(_) => assert!(b" \n".contains(&bytes[at]), "byte {at} went unnoticed"),
+                    Err(other) => panic!("byte {at}: {other}"),
+                }
+                vfs.tamper(&file, |content| content.clone_from(&bytes));
+            }
+        }
+    }
+
+    /// A member file of format 1, as it must stay readable.
+    const GOLDEN: &str = r#"{
+  "format": 1,
+  "cluster_id": "1",
+  "member_id": "7",
+  "name": "a",
+  "log_begun": false,
+  "checksum": "b2c92e8c"
+}"#;
+
+    #[test]
+    fn the_member_file_of_format_1_is_read_and_written() {
+        let vfs = MemVfs::default();
+        open(&vfs).expect("first start");
+        let file = Path::new(PATH).join(MEMBER_FILE);
+        let written = String::from_utf8(vfs.read(&file).expect("written")).expect("text");
+        assert_eq!(written, GOLDEN);
+        vfs.tamper(&file, |bytes| *bytes = GOLDEN.replacen("1", "2", 1).into_bytes());
+        let refused = open(&vfs).expect_err("a later format").to_string();
+        assert!(refused.contains("format 2") && refused.contains("newer"), "{refused}");
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! What is applied and not flushed is kept apart, so a test can lose it ([`Memory::crash`]) as a
 //! machine without power would. The disk outlives the engine: [`Memory::open`] on the same [`Disk`]
-//! is a restart, and takes it away from the engine that had it before.
+//! is a restart, and takes it away from the engine that had it before. [`Memory::open_in`] keeps
+//! what was flushed in a file, so that it lives and dies with the simulated disk around it.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Batch, Change, Engine};
+use crate::vfs::{Vfs, replace_file};
+
+const ENCODING: bincode::config::Configuration = bincode::config::standard();
 
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -21,6 +26,8 @@ pub struct Memory {
     disk: Disk,
     /// Which opening of the disk this engine is.
     opening: u64,
+    /// Where each flush leaves everything.
+    file: Option<(Arc<dyn Vfs>, PathBuf)>,
 }
 
 /// What survives a [`Memory`]. Clones are the same disk.
@@ -46,7 +53,30 @@ impl Memory {
         content.opening += 1;
         let (visible, opening) = (content.flushed.clone(), content.opening);
         drop(content);
-        Memory { visible, unflushed: Vec::new(), disk: disk.clone(), opening }
+        Memory { visible, unflushed: Vec::new(), disk: disk.clone(), opening, file: None }
+    }
+
+    /// Starts with what was flushed into the directory `dir`, which exists.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` if the file there was changed by somebody else.
+    pub fn open_in(vfs: Arc<dyn Vfs>, dir: &Path) -> io::Result<Memory> {
+        let path = dir.join("pairs");
+        let flushed: Pairs = match vfs.read(&path) {
+            Ok(bytes) => match bincode::serde::decode_from_slice(&bytes, ENCODING) {
+                Ok((pairs, _)) => pairs,
+                Err(error) => {
+                    let text = format!("{}: {error}", path.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Pairs::default(),
+            Err(error) => return Err(error),
+        };
+        let disk = Disk::default();
+        disk.lock().flushed = flushed;
+        Ok(Memory { file: Some((vfs, path)), ..Memory::open(&disk) })
     }
 
     pub fn disk(&self) -> Disk {
@@ -80,6 +110,10 @@ impl Engine for Memory {
         }
         for batch in self.unflushed.drain(..) {
             write(&mut disk.flushed, &batch);
+        }
+        if let Some((vfs, path)) = &self.file {
+            let bytes = bincode::serde::encode_to_vec(&disk.flushed, ENCODING);
+            replace_file(vfs.as_ref(), path, &bytes.map_err(io::Error::other)?)?;
         }
         Ok(())
     }

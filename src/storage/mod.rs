@@ -5,6 +5,7 @@
 //! change. So whatever prefix of the batches an engine has made durable is a state the machine was
 //! once in, and the log replays the rest.
 
+mod flushed;
 mod home;
 mod memory;
 mod sled;
@@ -12,7 +13,7 @@ mod writer;
 
 use std::io;
 
-pub use home::{Home, Staged};
+pub use home::{Engines, Home, MemoryEngines, SledEngines, Staged};
 pub use memory::{Disk, Memory};
 pub use sled::Sled;
 pub use writer::{FlushObserver, StateWriter, StorageFault, WriterOptions};

@@ -12,6 +12,9 @@
 //! - A handle that was dropped may hold the directory's lock a moment longer: sled's compactor thread
 //!   does, and so does a child between fork and exec, such as the `sync` that another opening runs.
 //!   So opening is patient.
+//! - Damage in its metadata log looks to it like the end of that log, and it goes on with what was
+//!   before, into pages that have been written over. So that log is looked at first, see
+//!   [`flushed`].
 //! - Without its own flusher, sled flushes whenever an iterator is dropped. So it gets a flusher
 //!   with an interval that does not come to pass.
 
@@ -23,7 +26,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::{Batch, Change, Engine};
+use super::{Batch, Change, Engine, flushed};
+use crate::vfs::{OsVfs, REPLACE_MEMBER};
 
 /// Sled's pages hold this many pairs; fixed when a database is created.
 const LEAF_FANOUT: usize = 1024;
@@ -36,6 +40,8 @@ const FLUSHER_INTERVAL_MS: usize = 365 * 24 * 60 * 60 * 1000;
 /// How often and how far apart opening tries again while the directory is locked.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// How often files are looked at before they count as damaged.
+const DAMAGE_TRIES: u32 = 5;
 
 const ZSTD_LEVEL: i32 = 1;
 
@@ -62,13 +68,11 @@ impl Sled {
     /// Opens or creates the database in directory `path`. After a crash it holds every batch up to
     /// some point at or after the last successful flush, and none beyond.
     ///
-    /// Opening waits for the whole machine's dirty pages, because sled calls `sync`. Damage in the
-    /// middle of sled's metadata log goes unnoticed and looks like an older state: compare the
-    /// applied index with where the raft log starts.
+    /// Opening waits for the whole machine's dirty pages, because sled calls `sync`.
     ///
     /// # Errors
     ///
-    /// Besides those of the file system: `InvalidData` where sled panics on what it finds, and
+    /// Besides those of the file system: `InvalidData` if its files are damaged, and
     /// `WouldBlock` if another handle has the directory open and keeps it for a second.
     pub fn open(path: &Path, cache_bytes: usize) -> io::Result<Sled> {
         let db = open_db(path, cache_bytes)?;
@@ -90,9 +94,19 @@ impl Sled {
         let Some(db) = self.db.as_ref().filter(|_| usable) else {
             return Err(io::Error::other("the database failed earlier and has to be reopened"));
         };
-        let answer = work(db)?;
+        let answer = catch_unwind(AssertUnwindSafe(|| work(db)));
+        let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::InvalidData.into()));
+        let answer = answer.map_err(|error| explain(&self.path, error))?;
         self.poisoned.set(false);
         Ok(answer)
+    }
+
+    /// Makes everything durable, and notes up to where that is.
+    fn flush_and_note(&self) -> io::Result<()> {
+        self.guarded(|db| {
+            db.flush()?;
+            flushed::note(&OsVfs, &self.path)
+        })
     }
 
     /// Gives back the memory of all leaves written since the last opening. Everything is flushed.
@@ -104,6 +118,18 @@ impl Sled {
     }
 }
 
+/// Says which database failed, and what to do if it is damaged.
+fn explain(path: &Path, error: io::Error) -> io::Error {
+    let path = path.display();
+    let text = match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            format!("the database in {path} is damaged: {error}; {REPLACE_MEMBER}")
+        }
+        _ => format!("the database in {path}: {error}"),
+    };
+    io::Error::new(error.kind(), text)
+}
+
 fn open_db(path: &Path, cache_bytes: usize) -> io::Result<Db> {
     let config = ::sled::Config::new()
         .path(path)
@@ -111,14 +137,18 @@ fn open_db(path: &Path, cache_bytes: usize) -> io::Result<Db> {
         .zstd_compression_level(ZSTD_LEVEL)
         .flush_every_ms(Some(FLUSHER_INTERVAL_MS));
     let open = || {
-        catch_unwind(AssertUnwindSafe(|| config.open())).unwrap_or_else(|_| {
-            let text = format!("the database in {} is damaged: sled panicked", path.display());
-            Err(io::Error::new(io::ErrorKind::InvalidData, text))
-        })
+        flushed::check(&OsVfs, path)?;
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::InvalidData.into()));
+        opened.map_err(|error| explain(path, error))
     };
-    for _ in 1..LOCK_TRIES {
+    for attempt in 1..LOCK_TRIES {
         match open() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(LOCK_PAUSE),
+            // A handle that was just dropped may still be putting its files in order.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && attempt < DAMAGE_TRIES => {
+                thread::sleep(LOCK_PAUSE);
+            }
             answer => return answer,
         }
     }
@@ -147,7 +177,7 @@ impl Engine for Sled {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.guarded(|db| db.flush().map(|_stats| ()))?;
+        self.flush_and_note()?;
         if self.written_since_open > REOPEN_AFTER_CACHES * self.cache_bytes as u64 {
             self.reopen()?;
         }
@@ -183,7 +213,7 @@ impl Engine for Sled {
 impl Drop for Sled {
     fn drop(&mut self) {
         // Flushed here, because where sled's own flusher fails at shutdown it aborts the process.
-        if self.guarded(|db| db.flush().map(|_stats| ())).is_err() {
+        if self.flush_and_note().is_err() {
             mem::forget(self.db.take());
         }
     }
@@ -318,6 +348,89 @@ mod tests {
         sled.flush().unwrap_err();
         sled.get(b"key").unwrap_err();
         sled.scan(b"", &mut |_, _| true).unwrap_err();
+    }
+
+    /// The files below `dir` that have any content.
+    fn files_below(dir: &Path) -> Vec<std::path::PathBuf> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                files.extend(files_below(&entry.path()));
+            } else if entry.metadata().unwrap().len() > 0 {
+                files.push(entry.path());
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Opens and reads everything, as a member does at its start.
+    fn open_and_read(dir: &Path) -> io::Result<Pairs> {
+        let sled = Sled::open(dir, CACHE_BYTES)?;
+        let mut found = Vec::new();
+        sled.scan(b"", &mut |key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            true
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn whatever_file_is_damaged_the_state_is_right_or_refused() {
+        let original = tempfile::tempdir().unwrap();
+        let mut sled = Sled::open(original.path(), CACHE_BYTES).unwrap();
+        for round in 0..30_u64 {
+            let mut batch = Batch::default();
+            // Written over again and again, so that places on the disk are used again.
+            for slot in 0..400_u64 {
+                batch.put((slot * 7919 % 6000).to_be_bytes(), (round * 1000 + slot).to_be_bytes());
+            }
+            for slot in 0..200_u64 {
+                batch.put((10_000 + round * 200 + slot).to_be_bytes(), vec![round as u8; 100]);
+            }
+            sled.apply(batch).unwrap();
+            sled.flush().unwrap();
+            if round == 14 {
+                drop(sled);
+                sled = Sled::open(original.path(), CACHE_BYTES).unwrap();
+            }
+        }
+        let expected = pairs(&sled, b"");
+        drop(sled);
+        let files = files_below(original.path());
+        let mut random = StdRng::seed_from_u64(1);
+        let mut refused = 0;
+        for file in &files {
+            let name = file.strip_prefix(original.path()).unwrap();
+            let bytes = std::fs::read(file).unwrap();
+            for turn in 0..6 {
+                let mut damaged = bytes.clone();
+                let at = random.random_range(0..bytes.len());
+                match turn {
+                    0 => damaged.truncate(at),
+                    1 => damaged.clear(),
+                    _ => damaged[at] ^= 1 << random.random_range(0..8),
+                }
+                let copy = tempfile::tempdir().unwrap();
+                for from in &files {
+                    let to = copy.path().join(from.strip_prefix(original.path()).unwrap());
+                    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+                    std::fs::copy(from, to).unwrap();
+                }
+                std::fs::write(copy.path().join(name), &damaged).unwrap();
+                match open_and_read(copy.path()) {
+                    Ok(found) => assert!(found == expected, "{name:?}, turn {turn}: wrong pairs"),
+                    Err(error) => {
+                        refused += 1;
+                        println!("{name:?} at {at}, turn {turn}: {error}");
+                        let path = copy.path().to_str().unwrap();
+                        assert!(error.to_string().contains(path), "{name:?}: {error}");
+                        assert!(error.to_string().contains("member add"), "{name:?}: {error}");
+                    }
+                }
+            }
+        }
+        assert!(refused > 20, "{refused}");
     }
 
     const VICTIM_DIRECTORY: &str = "HOLDFAST_TEST_SLED_VICTIM";

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Vfs, VfsFile};
+use super::{Lock, Vfs, VfsFile};
 
 /// A disk mostly writes this much or nothing. Now and then the simulated one tears even that.
 const SECTOR_BYTES: usize = 512;
@@ -60,6 +60,7 @@ struct Disk {
     faults: Vec<Fault>,
     capacity_bytes: Option<u64>,
     operations: u64,
+    locked: BTreeSet<PathBuf>,
 }
 
 type FileId = u64;
@@ -109,7 +110,7 @@ struct Fault {
 impl MemVfs {
     /// The disk found after cutting the power now. This one is dead from here on: each call fails.
     pub fn after_power_cut(&self, survival: Survival) -> MemVfs {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.power = Power::Off;
         let mut dice = match survival {
             Survival::Some(seed) => Some(StdRng::seed_from_u64(seed)),
@@ -168,21 +169,25 @@ impl MemVfs {
     /// The disk as the next process finds it after `kill -9` now: everything is there, but what was
     /// not synced can still be lost in a later power cut. This one is dead from here on.
     pub fn after_kill(&self) -> MemVfs {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.power = Power::Off;
-        let survivor = Disk { power: Power::On, faults: Vec::new(), operations: 0, ..disk.clone() };
+        let mut survivor = disk.clone();
+        survivor.power = Power::On;
+        survivor.faults.clear();
+        survivor.operations = 0;
+        survivor.locked.clear();
         MemVfs { disk: Arc::new(Mutex::new(survivor)) }
     }
 
     /// Cuts the power at the operation after `operations` more: that one fails and has no effect,
     /// and so does every call after it.
     pub fn cut_power_after(&self, operations: u64) {
-        self.lock().power = Power::OffAfter(operations);
+        self.disk().power = Power::OffAfter(operations);
     }
 
     /// How many [`Operation`]s there have been.
     pub fn operations(&self) -> u64 {
-        self.lock().operations
+        self.disk().operations
     }
 
     /// Fails one `operation` with `kind`, after letting `after` more of its sort pass.
@@ -190,13 +195,13 @@ impl MemVfs {
     /// A sync that fails forgets what it should have made durable, as Linux does: the process still
     /// sees the bytes, no later sync will write them.
     pub fn fail(&self, operation: Operation, after: u64, kind: io::ErrorKind) {
-        self.lock().faults.push(Fault { operation, after, kind });
+        self.disk().faults.push(Fault { operation, after, kind });
     }
 
     /// From now on a write or an allocation fails with `StorageFull` when the files together would
     /// be longer than this.
     pub fn set_capacity(&self, bytes: u64) {
-        self.lock().capacity_bytes = Some(bytes);
+        self.disk().capacity_bytes = Some(bytes);
     }
 
     /// Changes bytes behind the back of whoever uses the file, durably.
@@ -205,7 +210,7 @@ impl MemVfs {
     ///
     /// If `path` is no file.
     pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         let Some(Node::File(id)) = disk.names.get(path).copied() else {
             panic!("{} is no file", path.display());
         };
@@ -215,7 +220,7 @@ impl MemVfs {
         content.unsynced.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Disk> {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
         // A panic while the lock is held can only come from an assertion of a test.
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -265,12 +270,19 @@ impl Disk {
         }
     }
 
+    /// What the files take that have a name, apart from `except`.
+    fn used_bytes(&self, except: Option<FileId>) -> u64 {
+        let named = self.names.values().filter_map(|node| match node {
+            Node::File(id) if Some(*id) != except => Some(self.files[id].seen.len() as u64),
+            _ => None,
+        });
+        named.sum()
+    }
+
     fn check_capacity(&self, id: FileId, new_length: usize) -> io::Result<()> {
         let Some(capacity_bytes) = self.capacity_bytes else { return Ok(()) };
-        let others = self.files.iter().filter(|(other, _)| **other != id);
-        let used: usize = others.map(|(_, content)| content.seen.len()).sum();
         let grows = new_length > self.files[&id].seen.len();
-        if grows && (used + new_length) as u64 > capacity_bytes {
+        if grows && self.used_bytes(Some(id)) + new_length as u64 > capacity_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "simulated disk is full"));
         }
         Ok(())
@@ -295,7 +307,7 @@ impl Disk {
 
 impl Vfs for MemVfs {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         let mut missing = Vec::new();
         let mut at = Some(dir);
         while let Some(path) = at {
@@ -314,7 +326,7 @@ impl Vfs for MemVfs {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.begin(Operation::Name)?;
         disk.parent_exists(path)?;
         if disk.names.contains_key(path) {
@@ -328,7 +340,7 @@ impl Vfs for MemVfs {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        let disk = self.lock();
+        let disk = self.disk();
         disk.check_power()?;
         match disk.names.get(path) {
             Some(Node::File(id)) => Ok(self.handle(*id)),
@@ -338,7 +350,7 @@ impl Vfs for MemVfs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.begin(Operation::Name)?;
         disk.parent_exists(to)?;
         if !disk.names.contains_key(from) {
@@ -349,7 +361,7 @@ impl Vfs for MemVfs {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.begin(Operation::Name)?;
         match disk.names.get(path) {
             Some(Node::File(_)) => {
@@ -362,7 +374,7 @@ impl Vfs for MemVfs {
     }
 
     fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         if !disk.names.contains_key(dir) {
             return Err(not_found(dir));
         }
@@ -376,7 +388,7 @@ impl Vfs for MemVfs {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let disk = self.lock();
+        let disk = self.disk();
         disk.check_power()?;
         if disk.names.get(dir) != Some(&Node::Dir) {
             return Err(not_found(dir));
@@ -386,13 +398,13 @@ impl Vfs for MemVfs {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        let disk = self.lock();
+        let disk = self.disk();
         disk.check_power()?;
         Ok(is_root(path) || disk.names.contains_key(path))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut disk = self.lock();
+        let mut disk = self.disk();
         disk.begin(Operation::SyncDir)?;
         let Disk { unsynced_names, durable_names, .. } = &mut *disk;
         unsynced_names.retain(|change| {
@@ -403,6 +415,37 @@ impl Vfs for MemVfs {
             !here
         });
         Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        if !self.exists(path)? {
+            self.create(path)?;
+        }
+        if !self.disk().locked.insert(path.to_owned()) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(MemLock { vfs: self.clone(), path: path.to_owned() })))
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        let disk = self.disk();
+        disk.check_power()?;
+        let capacity_bytes = disk.capacity_bytes.unwrap_or(u64::MAX);
+        Ok(capacity_bytes.saturating_sub(disk.used_bytes(None)))
+    }
+}
+
+#[derive(Debug)]
+struct MemLock {
+    vfs: MemVfs,
+    path: PathBuf,
+}
+
+impl Lock for MemLock {}
+
+impl Drop for MemLock {
+    fn drop(&mut self) {
+        self.vfs.disk().locked.remove(&self.path);
     }
 }
 
@@ -415,7 +458,7 @@ struct MemFile {
 impl MemFile {
     fn resize(&self, length: u64, may_shrink: bool) -> io::Result<()> {
         let length = usize::try_from(length).map_err(io::Error::other)?;
-        let mut disk = self.vfs.lock();
+        let mut disk = self.vfs.disk();
         disk.begin(Operation::Resize)?;
         disk.check_capacity(self.id, length)?;
         let content = disk.content(self.id);
@@ -430,7 +473,7 @@ impl MemFile {
 impl VfsFile for MemFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        let mut disk = self.vfs.lock();
+        let mut disk = self.vfs.disk();
         disk.begin(Operation::Write)?;
         disk.check_capacity(self.id, offset + bytes.len())?;
         let content = disk.content(self.id);
@@ -440,7 +483,7 @@ impl VfsFile for MemFile {
     }
 
     fn read_exact_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let mut disk = self.vfs.lock();
+        let mut disk = self.vfs.disk();
         disk.check_power()?;
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
         let content = disk.content(self.id);
@@ -455,7 +498,7 @@ impl VfsFile for MemFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        let mut disk = self.vfs.lock();
+        let mut disk = self.vfs.disk();
         disk.check_power()?;
         Ok(disk.content(self.id).seen.len() as u64)
     }
@@ -469,7 +512,7 @@ impl VfsFile for MemFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let mut disk = self.vfs.lock();
+        let mut disk = self.vfs.disk();
         let result = disk.begin(Operation::Sync);
         if disk.check_power().is_err() {
             return result;

@@ -14,12 +14,7 @@ use super::contents::{Contents, Location, Standing};
 use super::record::{Checkpoint, Frame, Place, Record};
 use super::segment::{self, Header, Segment, SegmentId};
 use super::writer::Tail;
-use crate::vfs::Vfs;
-
-/// What to do about damage is the same for all of it.
-const ADVICE: &str = "keep the directory for examination, then either restore this member's disk, or \
-                      remove the member from the cluster and add it again with an empty data \
-                      directory; do not delete or edit single files, acknowledged writes would be lost";
+use crate::vfs::{REPLACE_MEMBER, Vfs, create_dir_durably};
 
 /// What the files amount to.
 pub struct Recovered {
@@ -44,7 +39,7 @@ pub fn recover(
     segment_bytes: u64,
     cache_limit_bytes: usize,
 ) -> io::Result<Recovered> {
-    create_dir(vfs, dir)?;
+    create_dir_durably(vfs, dir)?;
     let mut ids = segment_ids(vfs, dir)?;
     if let Some(last) = ids.last().copied()
         && remove_if_unborn(vfs, dir, last)?
@@ -88,7 +83,7 @@ pub fn recover(
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "{}: entries from {missing} to {} are neither purged nor in any file; {ADVICE}",
+                "{}: entries from {missing} to {} are neither purged nor in any file; {REPLACE_MEMBER}",
                 dir.display(),
                 contents.first_index() - 1,
             ),
@@ -246,36 +241,8 @@ impl Replay<'_> {
 fn damage(path: &Path, offset: usize, what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        format!("{}: damaged at offset {offset}: {what}; {ADVICE}", path.display()),
+        format!("{}: damaged at offset {offset}: {what}; {REPLACE_MEMBER}", path.display()),
     )
-}
-
-/// Creates what is missing of `dir`, durably, from the top. So whatever exists has a durable parent,
-/// except perhaps the deepest: an earlier run may have been killed between making and syncing it.
-fn create_dir(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
-    let mut missing = Vec::new();
-    let mut existing = None;
-    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
-        if vfs.exists(ancestor)? {
-            existing = Some(ancestor);
-            break;
-        }
-        missing.push(ancestor);
-    }
-    if let Some(parent) = existing.and_then(Path::parent) {
-        match vfs.sync_dir(parent) {
-            // A directory that this process may not open is not one where it made something.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
-            result => result?,
-        }
-    }
-    for made in missing.into_iter().rev() {
-        vfs.create_dir_all(made)?;
-        if let Some(parent) = made.parent() {
-            vfs.sync_dir(parent)?;
-        }
-    }
-    Ok(())
 }
 
 fn segment_ids(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<SegmentId>> {

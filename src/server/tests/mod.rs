@@ -91,6 +91,7 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
         let config = Program::try_parse_from(arguments).unwrap().server.check_with([], 2).unwrap();
         async move {
             let world = World {
+                engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
                 clock: Arc::new(SystemClock::new()),
                 entropy: Arc::new(SystemEntropy),
                 vfs: Arc::new(OsVfs),
