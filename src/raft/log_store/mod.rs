@@ -47,7 +47,7 @@ use super::types::{LogEntry, LogId, Raft, Vote};
 use crate::vfs::Vfs;
 
 pub use self::queue::LogFault;
-pub use self::writer::SyncObserver;
+pub use self::writer::{SyncObserver, UnderWay};
 
 /// What one read for replication returns at most, and one step of applying reads.
 const READ_LIMIT_BYTES: usize = 1 << 20;
@@ -96,6 +96,7 @@ pub struct LogStore {
 struct Inner {
     shared: Arc<Shared>,
     running: Running,
+    under_way: Arc<UnderWay>,
 }
 
 enum Running {
@@ -110,8 +111,8 @@ impl LogStore {
     ///
     /// # Errors
     ///
-    /// `InvalidData` naming file and offset if something acknowledged is damaged or missing, or if a
-    /// later release wrote the log. A torn write at the end is no error, it is cut off.
+    /// `InvalidData` naming file and offset if something acknowledged is damaged or missing, or if
+    /// another release wrote the log. A torn write at the end is no error, it is cut off.
     pub fn open(vfs: Arc<dyn Vfs>, dir: PathBuf, options: LogOptions) -> io::Result<LogStore> {
         let LogOptions { segment_bytes, cache_bytes, queue_bytes, drive, sync_observer } = options;
         if segment_bytes > 1 << 30 {
@@ -120,8 +121,7 @@ impl LogStore {
                 format!("log segments of {segment_bytes} bytes are over the bound of 1 GiB"),
             ));
         }
-        let Recovered { contents, tail } =
-            recover::recover(vfs.as_ref(), &dir, segment_bytes, cache_bytes)?;
+        let Recovered { contents, tail } = recover::recover(vfs.as_ref(), &dir, cache_bytes)?;
         let standing = contents.standing().clone();
         let mut writer = Writer::new(vfs, dir, segment_bytes, sync_observer, tail, standing)?;
         // After a kill -9 the records just read may be in the page cache only.
@@ -129,18 +129,26 @@ impl LogStore {
         let files = writer.segments().map(|segment| (segment.id.sequence, segment.file.clone()));
         let shared = Arc::new(Shared::new(contents, files.collect(), queue_bytes));
         writer.remove_purged(&shared)?;
+        let under_way = writer.under_way().clone();
         let running = match drive {
             Drive::Inline => Running::Inline(Mutex::new(Some(Box::new(writer)))),
             Drive::Thread => {
+                under_way.start_clock();
                 Running::Thread(Mutex::new(Some(spawn_writer(writer, shared.clone())?)))
             }
         };
-        Ok(LogStore { inner: Arc::new(Inner { shared, running }) })
+        Ok(LogStore { inner: Arc::new(Inner { shared, running, under_way }) })
     }
 
     /// Becomes `Some` when the log has stopped. The member must stop then.
     pub fn watch_fault(&self) -> watch::Receiver<Option<LogFault>> {
         self.inner.shared.watch_fault()
+    }
+
+    /// Tells, without a lock, how long the writer has been at what it writes or syncs now. Never
+    /// anything where it is driven inline.
+    pub fn under_way(&self) -> Arc<UnderWay> {
+        self.inner.under_way.clone()
     }
 
     /// Makes durable what is queued and ends the writer. Every later call fails. Blocks for about

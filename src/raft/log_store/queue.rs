@@ -180,6 +180,11 @@ impl Shared {
         Some(std::mem::take(&mut state.operations))
     }
 
+    /// For the writer: whether nothing is queued that it would wake for.
+    pub fn is_idle(&self) -> bool {
+        self.lock().operations.iter().all(Operation::can_wait)
+    }
+
     /// For the writer: all that is queued now.
     pub fn take(&self) -> Vec<Operation> {
         std::mem::take(&mut self.lock().operations)

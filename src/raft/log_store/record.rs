@@ -160,6 +160,10 @@ impl<'a> Encoded<'a> {
         Ok(Encoded { kind, head: to_bytes(value)?, tail: &[] })
     }
 
+    pub fn is_seal(&self) -> bool {
+        self.kind == Kind::Seal
+    }
+
     /// Bytes it will take in the file.
     pub fn len(&self) -> usize {
         HEADER_BYTES + self.head.len() + self.tail.len()

@@ -26,26 +26,16 @@ pub struct Recovered {
 
 /// Replays the log in `dir`, creating the directory if it is missing.
 ///
-/// Removes a segment that a crash left without its header, cuts off a torn end, and writes again what
-/// the last sync may not have covered. Otherwise the files stay as they are.
+/// Removes drafts of segments, cuts off a torn end, and writes again what the last sync may not have
+/// covered. Otherwise the files stay as they are.
 ///
 /// # Errors
 ///
 /// `InvalidData` naming file and offset if something acknowledged is damaged or missing, or if a
-/// segment is of a later format.
-pub fn recover(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    segment_bytes: u64,
-    cache_limit_bytes: usize,
-) -> io::Result<Recovered> {
+/// segment is of another format.
+pub fn recover(vfs: &dyn Vfs, dir: &Path, cache_limit_bytes: usize) -> io::Result<Recovered> {
     create_dir_durably(vfs, dir)?;
-    let mut ids = segment_ids(vfs, dir)?;
-    if let Some(last) = ids.last().copied()
-        && remove_if_unborn(vfs, dir, last)?
-    {
-        ids.pop();
-    }
+    let ids = segment_ids(vfs, dir)?;
     // The names seen now may be in memory only, as the records may.
     vfs.sync_dir(dir)?;
 
@@ -73,7 +63,7 @@ pub fn recover(
         let ends = replay.run(is_last)?;
         end = ends.end as u64;
         if is_last {
-            capacity = mend_end(&segment, &bytes, &ends, segment_bytes)?;
+            capacity = mend_end(&segment, &bytes, &ends)?;
         }
         segments.push_back(segment);
     }
@@ -101,23 +91,22 @@ struct Ends {
 
 /// Prepares the last segment for what will be appended. Durable when the writer syncs, which it does
 /// before it writes. Returns the length of the file.
-fn mend_end(segment: &Segment, bytes: &[u8], ends: &Ends, segment_bytes: u64) -> io::Result<u64> {
-    let mut capacity = bytes.len() as u64;
-    if !is_zero(&bytes[ends.end..]) {
+fn mend_end(segment: &Segment, bytes: &[u8], ends: &Ends) -> io::Result<u64> {
+    let torn = bytes.len() - trailing_zeros(&bytes[ends.end..]);
+    if torn > ends.end {
         tracing::warn!(
             file = %segment.path.display(),
             offset = ends.end,
             "cutting off a torn write at the end of the raft log; it was never acknowledged"
         );
-        // Zeros again, lest a later crash find half of this behind new records.
-        capacity = segment_bytes.max(ends.end as u64);
-        segment.file.set_len(ends.end as u64)?;
-        segment.file.allocate(capacity)?;
+        // Zeros again, lest a later crash find half of this behind new records. The file keeps its
+        // length at every moment: a shorter one is a damaged one.
+        segment.file.write_at(ends.end as u64, &vec![0; torn - ends.end])?;
     }
     // If the last sync failed, the system may have these bytes in memory, hold them for written, and
     // never write them. Syncing again would not help, writing again does.
     segment.file.write_at(ends.synced as u64, &bytes[ends.synced..ends.end])?;
-    Ok(capacity)
+    Ok(bytes.len() as u64)
 }
 
 struct Replay<'a> {
@@ -133,11 +122,17 @@ impl Replay<'_> {
     /// Replays the segment's records.
     fn run(&mut self, is_last: bool) -> io::Result<Ends> {
         match Header::parse(self.bytes) {
-            Header::Good(id) if id == self.segment.id => {}
-            Header::Good(_) => {
+            Header::Good { id, length } if id == self.segment.id => {
+                let found = self.bytes.len();
+                if (found as u64) < length {
+                    let what = format!("the file ends there, it was {length} bytes long");
+                    return Err(self.damage(found, &what));
+                }
+            }
+            Header::Good { .. } => {
                 return Err(self.damage(0, "the header is that of another file"));
             }
-            Header::Future { version } => return Err(self.future(version)),
+            Header::Other { version } => return Err(self.other(version)),
             Header::Damaged => return Err(self.damage(0, "the header is damaged")),
         }
         let mut at = segment::HEADER_BYTES;
@@ -225,12 +220,13 @@ impl Replay<'_> {
         damage(&self.segment.path, offset, what)
     }
 
-    fn future(&self, version: u32) -> io::Error {
+    fn other(&self, version: u32) -> io::Error {
+        let newer = if version > segment::VERSION { ", or a later one" } else { "" };
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
                 "{}: format version {version}, this release reads version {}; start the release \
-                 that wrote it, or a later one",
+                 that wrote it{newer}",
                 self.segment.path.display(),
                 segment::VERSION
             ),
@@ -245,9 +241,15 @@ fn damage(path: &Path, offset: usize, what: &str) -> io::Error {
     )
 }
 
+/// The segments in `dir`, in order. Drafts are removed: nothing was acknowledged in one.
 fn segment_ids(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<SegmentId>> {
     let mut ids = Vec::new();
     for name in vfs.list(dir)? {
+        if SegmentId::is_draft_name(&name) {
+            tracing::warn!(dir = %dir.display(), name, "removing an unfinished log segment");
+            vfs.remove_file(&dir.join(&name))?;
+            continue;
+        }
         match SegmentId::from_file_name(&name) {
             Some(id) => ids.push(id),
             None => tracing::warn!(dir = %dir.display(), name, "ignoring what is no log segment"),
@@ -255,24 +257,6 @@ fn segment_ids(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<SegmentId>> {
     }
     ids.sort();
     Ok(ids)
-}
-
-/// Removes the segment `id` if a crash interrupted its creation. Nothing can have been acknowledged
-/// in it then, because its header and checkpoint are made durable before the first record.
-fn remove_if_unborn(vfs: &dyn Vfs, dir: &Path, id: SegmentId) -> io::Result<bool> {
-    let path = dir.join(id.file_name());
-    let bytes = vfs.read(&path)?;
-    let born = match Header::parse(&bytes) {
-        Header::Good(_) => frame_at(&bytes, id.sequence, segment::HEADER_BYTES).is_some(),
-        Header::Future { .. } => true,
-        Header::Damaged => false,
-    };
-    if born || first_frame_after_sync_of(&bytes, id.sequence, 0).is_some() {
-        return Ok(false);
-    }
-    tracing::warn!(file = %path.display(), "removing a log segment whose creation was interrupted");
-    vfs.remove_file(&path)?;
-    Ok(true)
 }
 
 fn frame_at(bytes: &[u8], sequence: u64, at: usize) -> Option<Frame<'_>> {

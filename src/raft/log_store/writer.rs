@@ -8,7 +8,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::contents::{Location, Standing, Ticket};
@@ -33,6 +34,42 @@ pub struct Writer {
     /// Bytes that belong at `tail.end - buffer.len()`.
     buffer: Vec<u8>,
     placed: Vec<(u64, Ticket, Location)>,
+    /// Whether the last record says that all before it is durable.
+    sealed: bool,
+    under_way: Arc<UnderWay>,
+}
+
+/// Since when the writer has been at a batch, for whoever watches over the disk.
+#[derive(Debug, Default)]
+pub struct UnderWay {
+    /// What `since_us` counts from. Not set where the writer has no thread, hence no clock.
+    started: OnceLock<Instant>,
+    /// Zero while nothing is under way.
+    since_us: AtomicU64,
+}
+
+impl UnderWay {
+    /// How long the write or sync that is under way has taken so far, `None` if there is none.
+    pub fn time(&self) -> Option<Duration> {
+        let since_us = self.since_us.load(Ordering::Relaxed);
+        let started = self.started.get().filter(|_| since_us > 0)?;
+        Some(now().saturating_duration_since(*started + Duration::from_micros(since_us)))
+    }
+
+    pub(super) fn start_clock(&self) {
+        self.started.get_or_init(now);
+    }
+
+    fn begin(&self) {
+        if let Some(started) = self.started.get() {
+            let since_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.since_us.store(since_us.max(1), Ordering::Relaxed);
+        }
+    }
+
+    fn end(&self) {
+        self.since_us.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Where the log ends.
@@ -62,12 +99,26 @@ impl Writer {
         let tail =
             tail.unwrap_or(Tail { segments: VecDeque::new(), end: 0, synced: 0, capacity: 0 });
         let (buffer, placed) = (Vec::new(), Vec::new());
-        let mut writer =
-            Writer { vfs, dir, segment_bytes, sync_observer, tail, standing, buffer, placed };
+        let mut writer = Writer {
+            vfs,
+            dir,
+            segment_bytes,
+            sync_observer,
+            tail,
+            standing,
+            buffer,
+            placed,
+            sealed: false,
+            under_way: Arc::default(),
+        };
         if new {
             writer.add_segment(0)?;
         }
         Ok(writer)
+    }
+
+    pub fn under_way(&self) -> &Arc<UnderWay> {
+        &self.under_way
     }
 
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
@@ -77,6 +128,12 @@ impl Writer {
     /// Does `operations` durably and completes them in order. An error stops the log; then this and
     /// every later call completes with it.
     pub fn run(&mut self, operations: Vec<Operation>, shared: &Shared) {
+        self.under_way.begin();
+        self.run_timed(operations, shared);
+        self.under_way.end();
+    }
+
+    fn run_timed(&mut self, operations: Vec<Operation>, shared: &Shared) {
         let result = match shared.fault() {
             Some(fault) => Err(io::Error::new(fault.kind(), fault)),
             None => self.write_batch(&operations, shared),
@@ -96,9 +153,26 @@ impl Writer {
             return;
         }
         shared.written(self.placed.drain(..), permits);
-        if purged && let Err(error) = self.remove_purged(shared) {
+        let mut finished = if purged { self.remove_purged(shared) } else { Ok(()) };
+        if finished.is_ok() && shared.is_idle() {
+            finished = self.note_synced();
+        }
+        if let Err(error) = finished {
             shared.fail(&error);
         }
+    }
+
+    /// Says in the log that what was just acknowledged is durable, without waiting for the disk: the
+    /// next batch would say so too, but here none is waiting. So damage to the last batch is told from
+    /// a torn write as soon as this reaches the disk, and at once if only the process dies.
+    fn note_synced(&mut self) -> io::Result<()> {
+        let seal = Encoded::seal();
+        let fits = self.tail.end + seal.len() as u64 <= self.tail.capacity;
+        if self.sealed || !fits {
+            return Ok(());
+        }
+        self.put(self.next_place(), &seal);
+        self.flush()
     }
 
     /// Makes all that was written so far recognizable as durable. What follows a sync does so for
@@ -149,6 +223,11 @@ impl Writer {
                 }
             }
         }
+        // A vote that is lost lets this member vote again: it is never taken for a torn write.
+        if operations.iter().any(|operation| matches!(operation, Operation::Vote(..))) {
+            self.sync()?;
+            self.append(&Encoded::seal(), shared)?;
+        }
         self.sync()
     }
 
@@ -185,12 +264,14 @@ impl Writer {
     fn put(&mut self, place: Place, record: &Encoded<'_>) {
         record.write(place, self.tail.synced as u32, &mut self.buffer);
         self.tail.end += record.len() as u64;
+        self.sealed = record.is_seal();
     }
 
-    fn next_place(&mut self) -> Place {
+    fn next_place(&self) -> Place {
         let offset = u32::try_from(self.tail.end)
             .expect("a segment is as long as the options or one record bid, both far below 4 GiB");
-        Place { segment: self.last_segment().id.sequence, offset }
+        let last = self.tail.segments.back().expect(HAS_SEGMENT);
+        Place { segment: last.id.sequence, offset }
     }
 
     /// Begins a segment with room for a record of `length` bytes. It is durable on return: no record
@@ -203,7 +284,7 @@ impl Writer {
         let checkpoint = Encoded::checkpoint(&checkpoint)?;
         let needed = (segment::HEADER_BYTES + checkpoint.len() + length) as u64;
         let capacity = self.segment_bytes.max(needed);
-        let segment = Segment::create(self.vfs.as_ref(), &self.dir, id, capacity)?;
+        let segment = Segment::draft(self.vfs.as_ref(), &self.dir, id, capacity)?;
         self.tail.segments.push_back(segment);
         self.tail.end = segment::HEADER_BYTES as u64;
         self.tail.synced = 0;
@@ -211,7 +292,8 @@ impl Writer {
         let place = self.next_place();
         self.put(place, &checkpoint);
         self.sync()?;
-        self.vfs.sync_dir(&self.dir)
+        let segment = self.tail.segments.back().expect(HAS_SEGMENT);
+        segment.publish(self.vfs.as_ref(), &self.dir)
     }
 
     /// Hands the buffer to the file system.
@@ -262,11 +344,16 @@ impl Writer {
     }
 
     fn last_segment(&mut self) -> &mut Segment {
-        self.tail.segments.back_mut().expect("a segment is created before the writer is handed out")
+        self.tail.segments.back_mut().expect(HAS_SEGMENT)
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "only for an observer, which a simulation has not")]
+const HAS_SEGMENT: &str = "a segment is created before the writer is handed out";
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "for observers and the thread; a simulation has neither"
+)]
 fn now() -> Instant {
     Instant::now()
 }

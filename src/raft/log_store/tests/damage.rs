@@ -4,14 +4,14 @@ use super::super::record;
 use super::*;
 use crate::vfs::Survival;
 
-/// A log of one segment, left by a process that was killed after the last of these entries.
-fn killed_after(count: u64) -> MemVfs {
+/// A log of one segment, left by a power cut after the last of these entries was acknowledged.
+fn cut_after(count: u64) -> MemVfs {
     let vfs = MemVfs::default();
     let log = open(&vfs).unwrap();
     for index in 0..count {
         append(&log, vec![entry(1, index)]);
     }
-    vfs.after_power_cut(Survival::Everything)
+    vfs.after_power_cut(Survival::Nothing)
 }
 
 fn refusal(vfs: &MemVfs) -> String {
@@ -22,18 +22,17 @@ fn refusal(vfs: &MemVfs) -> String {
 
 #[test]
 fn a_last_record_torn_at_any_byte_is_cut_off() {
-    let vfs = killed_after(3);
+    let vfs = cut_after(3);
     let path = &segment_paths(&vfs)[0];
     let (start, (length, _)) = records(&vfs, path).pop_last().unwrap();
     for cut in start..start + length {
         type Tear = fn(&mut Vec<u8>, usize, usize);
-        let tears: [Tear; 3] = [
+        let tears: [Tear; 2] = [
             |bytes, cut, end| bytes[cut..end].fill(0),
             |bytes, cut, end| bytes[cut..end].iter_mut().for_each(|byte| *byte ^= 0x5a),
-            |bytes, cut, _| bytes.truncate(cut),
         ];
         for tear in tears {
-            let vfs = killed_after(3);
+            let vfs = cut_after(3);
             vfs.tamper(path, |bytes| tear(bytes, cut, start + length));
             let log = open(&vfs).unwrap();
             assert_eq!(wait(ask(&log)).unwrap().entries, entries(1, 0..=1), "cut at {cut}");
@@ -47,16 +46,17 @@ fn a_last_record_torn_at_any_byte_is_cut_off() {
 
 #[test]
 fn a_flipped_bit_before_the_last_sync_is_refused() {
-    let vfs = killed_after(4);
+    let vfs = cut_after(4);
     let path = &segment_paths(&vfs)[0];
-    let (last, _) = records(&vfs, path).pop_last().unwrap();
+    // The last batch is the note about the one before it, and an entry.
+    let (last, _) = records(&vfs, path).into_iter().nth_back(1).unwrap();
     for at in 0..last {
-        let vfs = killed_after(4);
+        let vfs = cut_after(4);
         vfs.tamper(path, |bytes| bytes[at] ^= 1 << (at % 8));
         let message = refusal(&vfs);
         assert!(message.contains(path.to_str().unwrap()), "{message}");
-        // A greater version is the exception: there the message says which release to take.
-        let version = (9..12).contains(&at);
+        // Another version is the exception: there the message says which release to take.
+        let version = (8..12).contains(&at);
         assert_eq!(message.contains("offset"), !version, "byte {at}: {message}");
         assert_eq!(message.contains("member add"), !version, "byte {at}: {message}");
     }
@@ -88,7 +88,7 @@ fn a_batch_whose_first_sector_never_reached_the_disk_is_a_torn_write() {
     let log = open(&vfs).unwrap();
     append(&log, vec![entry(1, 0)]);
     append(&log, entries(1, 1..=6));
-    let left = vfs.after_power_cut(Survival::Everything);
+    let left = vfs.after_power_cut(Survival::Nothing);
     let path = &segment_paths(&left)[0];
     let found = records(&left, path);
     let is_first = |record: &Record| matches!(record, Record::Entry(e) if e.log_id.index == 1);
@@ -144,9 +144,9 @@ fn a_missing_segment_is_refused() {
 fn a_segment_of_a_later_format_is_refused() {
     let vfs = log_of_several_segments();
     let path = segment_paths(&vfs).pop().unwrap();
-    vfs.tamper(&path, |bytes| bytes[8] = 2);
+    vfs.tamper(&path, |bytes| bytes[8] = 3);
     let message = refusal(&vfs);
-    assert!(message.contains("format version 2") && message.contains("later one"), "{message}");
+    assert!(message.contains("format version 3") && message.contains("later one"), "{message}");
 }
 
 #[test]
@@ -156,13 +156,66 @@ fn a_segment_whose_creation_was_interrupted_is_made_again() {
         let vfs = log_of_several_segments();
         let paths = segment_paths(&vfs);
         let id = SegmentId { sequence: paths.len() as u64 + 1, first_index: 40 };
-        let unborn = Path::new(DIR).join(id.file_name());
-        vfs.create(&unborn).unwrap().write_at(0, &content).unwrap();
+        let draft = Path::new(DIR).join(id.draft_name());
+        vfs.create(&draft).unwrap().write_at(0, &content).unwrap();
         let log = open(&vfs).unwrap();
-        assert!(!vfs.exists(&unborn).unwrap());
+        assert!(!vfs.exists(&draft).unwrap());
         append(&log, entries(1, 40..=80));
         assert_eq!(wait(ask(&log)).unwrap().entries, entries(1, 0..=80));
         assert!(segment_paths(&vfs).len() > paths.len());
+    }
+}
+
+#[test]
+fn a_segment_that_was_cut_at_any_byte_is_refused() {
+    let vfs = cut_after(3);
+    let path = &segment_paths(&vfs)[0];
+    for length in 0..vfs.read(path).unwrap().len() {
+        let vfs = cut_after(3);
+        vfs.tamper(path, |bytes| bytes.truncate(length));
+        let message = refusal(&vfs);
+        assert!(message.contains(path.to_str().unwrap()), "{message}");
+    }
+}
+
+#[test]
+fn after_a_kill_every_flipped_bit_is_refused_even_in_the_last_batch() {
+    let killed = || {
+        let vfs = MemVfs::default();
+        let log = open(&vfs).unwrap();
+        append(&log, vec![entry(1, 0)]);
+        append(&log, entries(1, 1..=3));
+        vfs.after_kill()
+    };
+    let vfs = killed();
+    let path = &segment_paths(&vfs)[0];
+    let (note, (_, record)) = records(&vfs, path).pop_last().unwrap();
+    assert_eq!(record, Record::Seal);
+    for at in HEADER_BYTES..note {
+        let vfs = killed();
+        vfs.tamper(path, |bytes| bytes[at] ^= 1 << (at % 8));
+        refusal(&vfs);
+    }
+}
+
+#[test]
+fn a_vote_that_was_confirmed_is_never_taken_for_a_torn_write() {
+    let voted = || {
+        let vfs = MemVfs::default();
+        let mut log = open(&vfs).unwrap();
+        append(&log, vec![entry(1, 0)]);
+        wait(log.save_vote(&Vote::new(2, 3))).unwrap();
+        vfs.after_power_cut(Survival::Nothing)
+    };
+    let vfs = voted();
+    let path = &segment_paths(&vfs)[0];
+    let found = records(&vfs, path);
+    let is_vote = |record: &Record| matches!(record, Record::Vote(_));
+    let (at, (length, _)) = found.iter().find(|(_, (_, record))| is_vote(record)).unwrap();
+    for byte in *at..at + length {
+        let vfs = voted();
+        vfs.tamper(path, |bytes| bytes[byte] ^= 1 << (byte % 8));
+        refusal(&vfs);
     }
 }
 

@@ -182,11 +182,42 @@ fn damage_under_a_running_log_stops_it_when_it_is_read() {
     let log = open(&vfs).unwrap();
     append(&log, entries(1, 0..=3));
     let path = &segment_paths(&vfs)[0];
-    let (last, _) = records(&vfs, path).pop_last().unwrap();
+    let found = records(&vfs, path);
+    let is_entry = |record: &Record| matches!(record, Record::Entry(_));
+    let (last, _) = found.iter().rfind(|(_, (_, record))| is_entry(record)).unwrap();
     vfs.tamper(path, |bytes| bytes[last + 30] ^= 1);
     let error = wait(ask(&log)).unwrap_err();
     assert!(error.to_string().contains("entry 3"), "{error}");
     assert!(log.watch_fault().borrow().is_some());
+}
+
+#[tokio::test]
+async fn how_long_the_writer_is_at_a_batch_can_be_read() {
+    let (release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let hold = Arc::new(AtomicBool::new(false));
+    let holding = hold.clone();
+    let observer = move |_| {
+        if holding.load(Ordering::Relaxed) {
+            let _ = held.lock().unwrap().recv();
+        }
+    };
+    let options = LogOptions { sync_observer: Some(Arc::new(observer)), ..small(Drive::Thread) };
+    let log = open_threaded(MemVfs::default(), Path::new(DIR), options);
+    let under_way = log.under_way();
+    hold.store(true, Ordering::Relaxed);
+    let done = append_later(&log, vec![entry(1, 0)]).await.unwrap();
+    let pause = Duration::from_millis(2);
+    while under_way.time().is_none_or(|time| time < 5 * pause) {
+        tokio::time::sleep(pause).await;
+    }
+    hold.store(false, Ordering::Relaxed);
+    drop(release);
+    done.await.unwrap().unwrap();
+    while under_way.time().is_some() {
+        tokio::time::sleep(pause).await;
+    }
+    log.close().unwrap();
 }
 
 #[tokio::test]
