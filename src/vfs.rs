@@ -34,6 +34,16 @@ pub const REPLACE_MEMBER: &str = "keep the directory for examination, then eithe
     member's disk, or replace the member: `etcdctl member remove`, an empty data dir, `etcdctl \
     member add`; do not delete or edit single files, acknowledged writes would be lost";
 
+/// What to do about a disk that failed with an error of this kind, while nothing acknowledged is lost.
+pub fn remedy(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on the disk and start this member again"
+        }
+        _ => "repair the disk and start this member again, or replace the member",
+    }
+}
+
 /// A file system, or the part of one that a member lives in.
 pub trait Vfs: Debug + Send + Sync {
     /// Creates `dir` and what is missing above it. Sync the parent of each to make them durable.

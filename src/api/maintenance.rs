@@ -74,7 +74,8 @@ impl Maintenance for MaintenanceService {
         let no_leader = || Status::from(Refusal::NoLeader).message().to_owned();
         let alarms: Vec<Alarm> = self.node.machine().alarms().collect();
         let alarms = alarms.into_iter().map(status::of_alarm);
-        let errors = leaderless.then(no_leader).into_iter().chain(alarms).collect();
+        let disk = status::of_disk(self.node.disk());
+        let errors = leaderless.then(no_leader).into_iter().chain(alarms).chain(disk).collect();
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(StatusResponse {
             header: Some(header::current(&self.node)),

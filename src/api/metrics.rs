@@ -8,7 +8,7 @@ use std::fmt::Display;
 
 use crate::concurrency::Queues;
 use crate::metrics::{Counter, Kind, Page, Process};
-use crate::node::{Facts, Node};
+use crate::node::{Facts, Node, Room};
 use crate::types::MemberId;
 
 use super::calls::Calls;
@@ -90,6 +90,11 @@ fn store(page: &mut Page, node: &Node, calls: &Calls, facts: &Facts) {
         let name = convert::alarm_name(alarm.kind);
         family.sample(&[("alarm", name), ("member_id", &hex(alarm.member))], 1);
     }
+    let name = "holdfast_disk_free_bytes";
+    page.gauge(name, "What the disk of the data directory has room for.", facts.disk.free_bytes);
+    let name = "holdfast_disk_low";
+    let low = u8::from(facts.disk.room < Room::Enough);
+    page.gauge(name, "Whether this member refuses writes because its disk is nearly full.", low);
     let of_kv = |method| calls.handled_well("etcdserverpb.KV", method);
     let ranges = meters.ranges.get() + of_kv("Range") + of_kv("RangeStream");
     page.counter("etcd_mvcc_range_total", "Ranges read.", ranges);

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::concurrency::client::EnterFailure;
 use crate::concurrency::locks::WatchFailure;
 use crate::machine::{Alarm, Rejection};
-use crate::node::{ChangeFailure, ChangeRefusal, Failure, MoveFailure};
+use crate::node::{ChangeFailure, ChangeRefusal, DiskState, Failure, MoveFailure, Room};
 use crate::types::LeaseId;
 
 use super::convert;
@@ -139,6 +139,19 @@ impl From<Rejection> for Status {
     }
 }
 
+/// etcd says this of a store at its quota.
+const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
+
+/// What Status says of a disk that has little room.
+pub fn of_disk(disk: DiskState) -> Option<String> {
+    let what = match disk.room {
+        Room::Enough => return None,
+        Room::Low => "nearly full, writes are refused",
+        Room::Full => "full, no entries are taken",
+    };
+    Some(format!("holdfast: the disk of this member is {what}: {} bytes are free", disk.free_bytes))
+}
+
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Status {
         let (code, text) = match failure {
@@ -152,6 +165,7 @@ impl From<Failure> for Status {
             ),
             Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
             Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+            Failure::DiskFull => (Code::ResourceExhausted, NO_SPACE),
         };
         Status::new(code, text)
     }
@@ -240,6 +254,7 @@ pub enum LockRefusal {
     NoSpace,
     /// The alarm CORRUPT is raised.
     Corrupt,
+    DiskFull,
     NoLeader,
     TimedOut,
     OutcomeUnknown,
@@ -281,6 +296,7 @@ impl From<LockRefusal> for Status {
                 (Code::ResourceExhausted, "the store is larger than its quota: alarm NOSPACE")
             }
             LockRefusal::Corrupt => (Code::DataLoss, "the members' states differ: alarm CORRUPT"),
+            LockRefusal::DiskFull => (Code::ResourceExhausted, "the disk is nearly full"),
             LockRefusal::NoLeader => (Code::Unavailable, "no leader"),
             LockRefusal::TimedOut => (Code::DeadlineExceeded, "timed out"),
             LockRefusal::OutcomeUnknown => (Code::Unavailable, "the outcome is not known"),
@@ -304,6 +320,7 @@ pub fn of_own(failure: Failure) -> Status {
         Failure::Unknown => LockRefusal::OutcomeUnknown,
         Failure::Stopping => LockRefusal::Stopping,
         Failure::TooManyRequests => LockRefusal::TooManyRequests,
+        Failure::DiskFull => LockRefusal::DiskFull,
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::contacts::Contacts;
+use super::disk::{Disk, Room};
 use super::identity::{DataDir, DataDirError};
 use super::joining;
 use super::membership::ChangeRules;
@@ -57,6 +58,8 @@ pub enum StartError {
     State(#[from] Fault),
     #[error("state: {0}")]
     Engine(std::io::Error),
+    #[error("disk: {0}")]
+    Disk(std::io::Error),
     #[error("raft: {0}")]
     Raft(String),
     #[error(
@@ -187,12 +190,15 @@ pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults)
     let meters = Arc::new(Meters::default());
     let stores = Stores::open(&data_dir, &world, &meters).await?;
     data_dir.log_begun()?;
+    let disk = Disk::watch(world.vfs.clone(), data_dir.path().to_owned());
+    let disk = disk.map_err(StartError::Disk)?;
     let (log, writer) = (stores.log.clone(), stores.writer.clone());
     let identity = Identity { cluster_id: data_dir.cluster_id(), ..identity };
     if stores.machine.retired_members().contains(&identity.member_id) {
         return Err(StartError::Removed);
     }
-    let (node, peer_service, tasks) = assemble(settings, identity, world, stores, meters).await?;
+    let (node, peer_service, tasks) =
+        assemble(settings, identity, world, stores, disk, meters).await?;
     let raft = peer_service.raft.clone();
     let faults = Faults {
         log: log.watch_fault(),
@@ -254,6 +260,7 @@ async fn assemble(
     identity: Identity,
     world: World,
     stores: Stores,
+    disk: Disk,
     meters: Arc<Meters>,
 ) -> Result<(Arc<Node>, Arc<PeerService>, JoinSet<()>), StartError> {
     let Stores { home, machine, state, writer, log } = stores;
@@ -305,6 +312,7 @@ async fn assemble(
         refusals.calls.unsend(call, calls::Sent { term, stream: 0 });
         refusals.refused.notify_one();
     });
+    let room = disk.subscribe();
     let node = Arc::new(Node {
         limits: settings.limits.clone(),
         next_call: AtomicU64::new(world.entropy.random_u64()),
@@ -322,6 +330,7 @@ async fn assemble(
         streams: forward::Streams::default(),
         has_leader,
         writer,
+        disk,
         stopping: watch::Sender::new(false),
         background: TaskTracker::new(),
         on_refused,
@@ -340,12 +349,18 @@ async fn assemble(
     tasks.spawn(node.clone().keep_in_touch());
     tasks.spawn(node.clone().keep_promoting());
     tasks.spawn(node.clone().keep_agreeing());
+    tasks.spawn(node.clone().keep_room_for_leader());
     if let Some(asked) = settings.auto_compaction {
         tasks.spawn(node.clone().keep_compacting(asked));
     }
     tasks.spawn(node.clone().publish(settings.client_urls.clone()));
-    let peer_service =
-        Arc::new(PeerService { raft, home, contact, receiving: tokio::sync::Mutex::default() });
+    let peer_service = Arc::new(PeerService {
+        raft,
+        home,
+        contact,
+        receiving: tokio::sync::Mutex::default(),
+        takes_entries: Arc::new(move || room.borrow().room > Room::Full),
+    });
     Ok((node, peer_service, tasks))
 }
 

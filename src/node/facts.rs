@@ -2,7 +2,7 @@
 
 use openraft::async_runtime::watch::WatchReceiver;
 
-use super::Node;
+use super::{DiskState, Node};
 use crate::machine::Alarm;
 use crate::watch::Census;
 
@@ -28,6 +28,7 @@ pub struct Facts {
     /// Without those deleted.
     pub keys: usize,
     pub watches: Census,
+    pub disk: DiskState,
 }
 
 impl Node {
@@ -60,6 +61,7 @@ impl Node {
             compacted: self.store.compacted(),
             keys,
             watches: self.hub().census(),
+            disk: self.disk(),
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::Sent;
-use super::{Failure, Node, locked};
+use super::{Failure, Node, Room, locked};
 use crate::machine::{Command, Entry};
 use crate::pb::peer::{Frame, forward_server};
 use crate::raft::types::OnRefused;
@@ -281,6 +281,11 @@ impl forward_server::Forward for ForwardService {
         let point = self.node.confirm_leadership().await;
         let point = point.map_err(|failure| Status::unavailable(failure.to_string()))?;
         frame::encode(&point).map(Response::new)
+    }
+
+    async fn room(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        frame::decode::<()>(request.get_ref())?;
+        frame::encode(&(self.node.disk().room == Room::Enough)).map(Response::new)
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`leadership`]: handing it on when asked to;
 //! - [`membership`], [`members_service`], [`joining`], [`contacts`]: who belongs to the cluster;
 //! - [`compactor`]: the end of history that nobody wants any more;
+//! - [`disk`]: what a member does when its disk has little room;
 //! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
 //! - [`waiters`]: the Lock and Campaign calls that wait for their turn;
 //! - [`agreement`]: whether the members have done the same;
@@ -22,6 +23,7 @@ pub mod bootstrap;
 mod calls;
 mod compactor;
 mod contacts;
+mod disk;
 mod facts;
 mod forward;
 pub mod founding;
@@ -53,6 +55,7 @@ use tokio_util::task::TaskTracker;
 pub use bootstrap::{Faults, Member as RunningMember, Settings, StartError, World};
 pub use calls::Answer;
 pub use compactor::AutoCompaction;
+pub use disk::{DiskState, Room};
 pub use facts::Facts;
 pub use forward::ForwardService;
 pub use identity::Identity;
@@ -94,6 +97,9 @@ pub enum Failure {
     Stopping,
     #[error("too many requests")]
     TooManyRequests,
+    /// This member's disk has no room for it.
+    #[error("the disk is nearly full")]
+    DiskFull,
 }
 
 /// What every answer says of the member and the store.
@@ -217,6 +223,7 @@ pub struct Node {
     streams: forward::Streams,
     has_leader: watch::Receiver<bool>,
     writer: Arc<StateWriter>,
+    disk: disk::Disk,
     stopping: watch::Sender<bool>,
     /// What goes on after its client has gone: the end of a member waits for it.
     background: TaskTracker,
@@ -377,6 +384,7 @@ impl Node {
         if *self.stopping.borrow() {
             return Err(Failure::Stopping);
         }
+        self.check_room(&command)?;
         let answer = self.patiently(self.call(command)).await;
         let answer = answer.inspect_err(|_| self.meters().proposals_failed.increment())?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
@@ -385,8 +393,23 @@ impl Node {
     /// [`Node::propose`] that waits however long it takes, also while the member stops: for what
     /// must be known or undone.
     pub async fn propose_patiently(&self, command: Command) -> Result<Applied, Failure> {
+        self.check_room(&command)?;
         let answer = self.call(command).await?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
+    }
+
+    fn check_room(&self, command: &Command) -> Result<(), Failure> {
+        let refused = self.disk().room < Room::Enough && disk::grows(command);
+        if refused { Err(Failure::DiskFull) } else { Ok(()) }
+    }
+
+    /// The members, other than this one, that can lead.
+    fn other_voters(&self) -> Vec<(u64, PeerNode)> {
+        let metrics = self.raft.server_metrics();
+        let membership = metrics.borrow_watched().membership_config.clone();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let others = membership.nodes().filter(|(id, _)| **id != self.identity.member_id.0);
+        others.filter(|(id, _)| voters.contains(id)).map(|(id, node)| (*id, node.clone())).collect()
     }
 }
 

@@ -17,6 +17,11 @@ impl Node {
     /// Hands leadership to the voter whose log reaches furthest, and returns when it leads, or when
     /// nobody takes over in time.
     pub async fn hand_over(&self) {
+        self.hand_over_to_one(|_| true).await;
+    }
+
+    /// [`Node::hand_over`], to one of those that are `willing`.
+    pub(super) async fn hand_over_to_one(&self, willing: impl Fn(u64) -> bool) {
         let me = self.identity.member_id;
         let mut role = self.watch_role();
         let attempts = async {
@@ -30,7 +35,7 @@ impl Node {
                     let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
                     let progress = metrics.replication.iter().flatten();
                     progress
-                        .filter(|(id, _)| **id != me.0 && voters.contains(id))
+                        .filter(|(id, _)| **id != me.0 && voters.contains(id) && willing(**id))
                         .max_by_key(|(_, matched)| matched.as_ref().map(|log_id| log_id.index))
                         .map(|(id, _)| *id)
                 };

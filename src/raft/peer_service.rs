@@ -27,7 +27,11 @@ pub struct PeerService {
     pub contact: Arc<LeaderContact>,
     /// Held while a snapshot is received and installed: one at a time.
     pub receiving: tokio::sync::Mutex<()>,
+    /// False while the disk is full: then entries are neither stored nor confirmed.
+    pub takes_entries: TakesEntries,
 }
+
+pub type TakesEntries = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// When a leader was last heard of. openraft keeps naming the last leader to a member that nobody
 /// talks to any more.
@@ -62,6 +66,8 @@ fn unavailable(error: impl std::fmt::Display) -> Status {
     Status::unavailable(error.to_string())
 }
 
+const DISK_FULL: &str = "the disk of this member is full";
+
 /// Which of the requests under way want no answer but a refusal, oldest first. openraft takes a
 /// bounded number of requests before it has answered the first.
 type Quiet = Arc<Mutex<VecDeque<bool>>>;
@@ -69,9 +75,13 @@ type Quiet = Arc<Mutex<VecDeque<bool>>>;
 async fn next_append(
     frames: &mut Streaming<Frame>,
     quiet: &Quiet,
+    takes_entries: &TakesEntries,
 ) -> Result<Option<AppendEntriesRequest<Raft>>, Status> {
     let Some(frame) = frames.message().await? else { return Ok(None) };
-    let request = frame::decode(&frame)?;
+    let request: AppendEntriesRequest<Raft> = frame::decode(&frame)?;
+    if !request.entries.is_empty() && !takes_entries() {
+        return Err(Status::resource_exhausted(DISK_FULL));
+    }
     quiet.lock().unwrap_or_else(PoisonError::into_inner).push_back(frame.quiet);
     Ok(Some(request))
 }
@@ -84,15 +94,17 @@ impl raft_server::Raft for PeerService {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        // openraft's input has no room for an error. A damaged request ends the stream, and the
-        // leader opens another.
+        // openraft's input has no room for an error. A damaged request, or one that the disk has no
+        // room for, ends the stream, and the leader opens another.
         let contact = self.contact.clone();
         let quiet = Quiet::default();
         let under_way = quiet.clone();
+        let takes_entries = self.takes_entries.clone();
         let requests = futures::stream::unfold(request.into_inner(), move |mut frames| {
             let (contact, under_way) = (contact.clone(), under_way.clone());
+            let takes_entries = takes_entries.clone();
             async move {
-                match next_append(&mut frames, &under_way).await {
+                match next_append(&mut frames, &under_way, &takes_entries).await {
                     Ok(request) => {
                         contact.hear();
                         request.map(|request| (request, frames))
@@ -139,6 +151,9 @@ impl raft_server::Raft for PeerService {
             .receiving
             .try_lock()
             .map_err(|_| Status::unavailable("a snapshot is being received"))?;
+        if !(self.takes_entries)() {
+            return Err(Status::unavailable(DISK_FULL));
+        }
         let (vote, snapshot) = snapshot::receive(request.into_inner(), self.home.clone()).await?;
         let answer = self.raft.install_full_snapshot(vote, snapshot).await;
         frame::encode(&answer.map_err(unavailable)?).map(Response::new)

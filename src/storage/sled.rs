@@ -27,7 +27,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Batch, Change, Engine, flushed};
-use crate::vfs::{OsVfs, REPLACE_MEMBER};
+use crate::vfs::{OsVfs, REPLACE_MEMBER, remedy};
 
 /// Sled's pages hold this many pairs; fixed when a database is created.
 const LEAF_FANOUT: usize = 1024;
@@ -125,7 +125,7 @@ fn explain(path: &Path, error: io::Error) -> io::Error {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
             format!("the database in {path} is damaged: {error}; {REPLACE_MEMBER}")
         }
-        _ => format!("the database in {path}: {error}"),
+        kind => format!("the database in {path}: {error}; {}", remedy(kind)),
     };
     io::Error::new(error.kind(), text)
 }

@@ -247,7 +247,10 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Err(error) = self.close() {
+        let told = self.shared.fault().is_some();
+        if let Err(error) = self.close()
+            && !told
+        {
             tracing::error!(%error, "closing the raft log");
         }
     }

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::contents::{Location, Standing, Ticket};
 use super::queue::{Operation, Shared};
 use super::record::{Checkpoint, Encoded, MAX_RECORD_BYTES, Place};
 use super::segment::{self, Segment, SegmentId};
-use crate::vfs::Vfs;
+use crate::vfs::{Vfs, remedy};
 
 /// A batch is handed to the file system in pieces of about this size.
 const WRITE_BYTES: usize = 1 << 20;
@@ -284,7 +284,8 @@ impl Writer {
         let checkpoint = Encoded::checkpoint(&checkpoint)?;
         let needed = (segment::HEADER_BYTES + checkpoint.len() + length) as u64;
         let capacity = self.segment_bytes.max(needed);
-        let segment = Segment::draft(self.vfs.as_ref(), &self.dir, id, capacity)?;
+        let segment = Segment::draft(self.vfs.as_ref(), &self.dir, id, capacity)
+            .map_err(|e| about(&self.dir.join(id.draft_name()), "create", e))?;
         self.tail.segments.push_back(segment);
         self.tail.end = segment::HEADER_BYTES as u64;
         self.tail.synced = 0;
@@ -293,7 +294,9 @@ impl Writer {
         self.put(place, &checkpoint);
         self.sync()?;
         let segment = self.tail.segments.back().expect(HAS_SEGMENT);
-        segment.publish(self.vfs.as_ref(), &self.dir)
+        segment
+            .publish(self.vfs.as_ref(), &self.dir)
+            .map_err(|e| about(&segment.path, "publish", e))
     }
 
     /// Hands the buffer to the file system.
@@ -303,7 +306,8 @@ impl Writer {
         }
         let offset = self.tail.end - self.buffer.len() as u64;
         let buffer = std::mem::take(&mut self.buffer);
-        self.last_segment().file.write_at(offset, &buffer)?;
+        let segment = self.last_segment();
+        segment.file.write_at(offset, &buffer).map_err(|e| about(&segment.path, "write", e))?;
         self.buffer = buffer;
         self.buffer.clear();
         // A single huge record must not keep its memory.
@@ -317,7 +321,8 @@ impl Writer {
             return Ok(());
         }
         let started = self.sync_observer.as_ref().map(|_| now());
-        self.last_segment().file.sync()?;
+        let segment = self.last_segment();
+        segment.file.sync().map_err(|e| about(&segment.path, "sync", e))?;
         if let (Some(observer), Some(started)) = (&self.sync_observer, started) {
             observer(started.elapsed());
         }
@@ -333,10 +338,11 @@ impl Writer {
             if oldest.max_index.is_some_and(|index| index > purged.index) {
                 break;
             }
-            self.vfs.remove_file(&oldest.path)?;
+            let removed = self.vfs.remove_file(&oldest.path);
+            removed.map_err(|e| about(&oldest.path, "remove", e))?;
             // One by one, oldest first: a power cut must not bring an older segment back without
             // its successor.
-            self.vfs.sync_dir(&self.dir)?;
+            self.vfs.sync_dir(&self.dir).map_err(|e| about(&self.dir, "sync", e))?;
             shared.remove_file(oldest.id.sequence);
             self.tail.segments.pop_front();
         }
@@ -346,6 +352,12 @@ impl Writer {
     fn last_segment(&mut self) -> &mut Segment {
         self.tail.segments.back_mut().expect(HAS_SEGMENT)
     }
+}
+
+/// Says which file failed, at what, and what to do.
+fn about(path: &Path, what: &str, error: io::Error) -> io::Error {
+    let remedy = remedy(error.kind());
+    io::Error::new(error.kind(), format!("{}: cannot {what}: {error}; {remedy}", path.display()))
 }
 
 const HAS_SEGMENT: &str = "a segment is created before the writer is handed out";

@@ -15,6 +15,7 @@ pub mod addresses;
 pub mod check;
 pub mod compose;
 pub mod crowd;
+pub mod disks;
 pub mod etcdctl;
 pub mod history;
 pub mod holders;

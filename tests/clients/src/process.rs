@@ -217,6 +217,11 @@ impl Cluster {
         self.dir.path()
     }
 
+    /// Where a member keeps its data.
+    pub fn data_dir(&self, member: usize) -> PathBuf {
+        self.dir.path().join(&self.members[member].name)
+    }
+
     /// The process of a member.
     ///
     /// # Panics
@@ -329,6 +334,24 @@ impl Cluster {
                 panic!("{} did not end within {limit:?} of SIGTERM", self.members[member].name);
             }
         }
+    }
+
+    /// How a member ends by itself, which it must within `limit`.
+    pub async fn ended(&mut self, member: usize, limit: Duration) -> Exit {
+        let what = format!("{} ends by itself", self.members[member].name);
+        within(limit, &what, async {
+            while self.runs(member) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        let mut child = self.members[member].child.take().expect("it was started");
+        exit_of(child.wait().expect("a child can be waited for"))
+    }
+
+    /// All that a member has printed, in all its lives.
+    pub fn printed(&self, member: usize) -> String {
+        std::fs::read_to_string(&self.members[member].log).unwrap_or_default()
     }
 
     /// The member that leads, once all running members agree on one that runs.
