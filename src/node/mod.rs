@@ -23,6 +23,8 @@ pub mod bootstrap;
 mod calls;
 mod compactor;
 mod contacts;
+#[cfg(test)]
+mod crash_tests;
 mod disk;
 mod facts;
 mod forward;
