@@ -165,6 +165,8 @@ impl Faults {
             }
         };
         tokio::select! {
+            // The disk's errors first: raft stops of them, and knows less.
+            biased;
             fault = self.log.wait_for(Option::is_some) => match fault {
                 Ok(fault) => format!("log: {}", fault.as_ref().map_or(String::new(), |f| f.to_string())),
                 Err(_) => "the log has stopped".to_owned(),

@@ -151,10 +151,9 @@ impl raft_server::Raft for PeerService {
             .receiving
             .try_lock()
             .map_err(|_| Status::unavailable("a snapshot is being received"))?;
-        if !(self.takes_entries)() {
-            return Err(Status::unavailable(DISK_FULL));
-        }
-        let (vote, snapshot) = snapshot::receive(request.into_inner(), self.home.clone()).await?;
+        let has_room = self.takes_entries.clone();
+        let received = snapshot::receive(request.into_inner(), self.home.clone(), &*has_room);
+        let (vote, snapshot) = received.await?;
         let answer = self.raft.install_full_snapshot(vote, snapshot).await;
         frame::encode(&answer.map_err(unavailable)?).map(Response::new)
     }

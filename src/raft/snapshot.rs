@@ -130,11 +130,12 @@ pub async fn send(
 ///
 /// # Errors
 ///
-/// When a part is missing, damaged or out of order, or the disk fails. Nothing is in use then, and
-/// the next start removes what was staged.
+/// When a part is missing, damaged or out of order, the disk fails, or `has_room` turns false.
+/// Nothing is in use then, and the next start removes what was staged.
 pub async fn receive(
     mut parts: Streaming<Frame>,
     home: Arc<Home>,
+    has_room: impl Fn() -> bool,
 ) -> Result<(Vote, SnapshotOf), Status> {
     let next = async |parts: &mut Streaming<Frame>| match tokio::time::timeout(
         PART_DEADLINE,
@@ -154,7 +155,11 @@ pub async fn receive(
     let mut staged = blocking(move || home.stage()).await?;
     let mut received = 0;
     loop {
-        match next(&mut parts).await? {
+        let part = next(&mut parts).await?;
+        if !has_room() {
+            return Err(Status::unavailable("the disk of this member is full"));
+        }
+        match part {
             Part::Chunk { number, pairs } if number == received => {
                 received += 1;
                 staged = blocking(move || {

@@ -139,7 +139,7 @@ impl Disk {
 
     pub fn free_mib(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.mount).expect("the disk is mounted");
-        stat.f_bavail * stat.f_frsize >> 20
+        (stat.f_bavail * stat.f_frsize) >> 20
     }
 
     fn unmount(&mut self) {
