@@ -55,6 +55,7 @@ async fn power_cuts_of_one_member_lose_nothing_acknowledged() {
         machines.cluster.serving(victim).await;
         serving.push(restored.elapsed());
     }
+    machines.assert_cuts_were_real();
     let summary = load.finish(&machines.cluster).await;
     report(&format!("one power cut, start to serving: {}", spread(&serving)));
     report(&format!("{summary:?}"));
@@ -80,6 +81,7 @@ async fn power_cuts_of_all_members_at_once_lose_nothing_acknowledged() {
         serving.push(restored.elapsed());
     }
     load.flows(WRITES_A_ROUND).await;
+    machines.assert_cuts_were_real();
     let summary = load.finish(&machines.cluster).await;
     report(&format!("all without power, start to serving: {}", spread(&serving)));
     report(&format!("{summary:?}"));
