@@ -153,6 +153,7 @@ async fn a_restored_member_starts_with_the_state_and_under_an_id_of_its_own() {
     let founded = restore::restore(&path, true, afresh, &new).unwrap();
     for start in 1..3 {
         let world = World {
+            engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
             clock: Arc::new(SystemClock::new()),
             entropy: Arc::new(SystemEntropy),
             vfs: Arc::new(OsVfs),
