@@ -148,6 +148,13 @@ impl Disk {
         // A child of a killed member may be about to begin its own program.
         eventually_now(SOON, "the disk is not in use", || run("umount", &[&mount]).ok());
         self.mounted = false;
+        // While anything still holds it, in whichever mount namespace, mounting it again would give
+        // the dead file system back.
+        let image = self.image.to_string_lossy().into_owned();
+        eventually_now(SOON, "the loop device is released", || {
+            let output = Command::new("losetup").args(["-j", &image]).output().ok()?;
+            (output.status.success() && output.stdout.is_empty()).then_some(())
+        });
     }
 }
 
