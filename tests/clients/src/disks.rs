@@ -4,12 +4,14 @@
 //! journal every five minutes only, so what a member did not sync is lost when the power goes. That
 //! takes root and loop mounts: where there are none, [`Disk::available`] says so and why.
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::ioctl::{Setter, ioctl};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::check::{SOON, eventually_now, report};
 use crate::process::Cluster;
@@ -55,6 +57,7 @@ impl Disk {
     }
 
     fn make(mount: &Path) -> Result<Disk, String> {
+        own_mounts()?;
         let image = mount.with_extension("img");
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(DISK_MIB << 20).map_err(|e| e.to_string())?;
@@ -170,6 +173,23 @@ impl Drop for Disk {
         // A file that is gone already needs no removal.
         let _ = std::fs::remove_file(&self.image);
     }
+}
+
+/// Gives this thread mounts of its own, and with it what it starts. A namespace that somebody else
+/// makes meanwhile would get a copy of ours, and hold on to a file system that we unmount.
+fn own_mounts() -> Result<(), String> {
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if DONE.get() {
+        return Ok(());
+    }
+    // SAFETY: only mounts are unshared; the files this process has open stay as they are.
+    let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
+    unshared.map_err(|error| format!("no mounts of its own: {error}"))?;
+    run("mount", &["--make-rprivate", "/"])?;
+    DONE.set(true);
+    Ok(())
 }
 
 /// Runs a program to its end; the error is what it said.

@@ -336,24 +336,6 @@ impl Cluster {
         }
     }
 
-    /// How a member ends by itself, which it must within `limit`.
-    pub async fn ended(&mut self, member: usize, limit: Duration) -> Exit {
-        let what = format!("{} ends by itself", self.members[member].name);
-        within(limit, &what, async {
-            while self.runs(member) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
-        let mut child = self.members[member].child.take().expect("it was started");
-        exit_of(child.wait().expect("a child can be waited for"))
-    }
-
-    /// All that a member has printed, in all its lives.
-    pub fn printed(&self, member: usize) -> String {
-        std::fs::read_to_string(&self.members[member].log).unwrap_or_default()
-    }
-
     /// The member that leads, once all running members agree on one that runs.
     pub async fn leader(&mut self) -> usize {
         let running: Vec<usize> = (0..self.size()).filter(|m| self.runs(*m)).collect();
