@@ -44,6 +44,7 @@ mod space;
 mod upkeep;
 mod waiters;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,7 +75,7 @@ use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer, Retired};
 use crate::raft::peer_service::RaftHandle;
 use crate::raft::traffic::Traffic;
-use crate::raft::types::{Membership, OnRefused, is_learner};
+use crate::raft::types::{Membership, OnRefused, PeerNode, is_learner};
 use crate::storage::StateWriter;
 use crate::types::{ClusterId, LeaseId, MemberId};
 use crate::watch::Hub;
