@@ -13,9 +13,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use holdfast::machine::{
-    AskRelease, Command, Compare, CompareResult, CompareTarget, DeleteRange, Enqueue, Entry,
-    ExpiredLease, Fence, Fenced, FencedWrite, Force, Join, Machine, Origin, Position, Proclaim,
-    Put, Range, Release, Txn, TxnOp,
+    Alarm, AlarmAction, AlarmKind, AskRelease, Command, Compare, CompareResult, CompareTarget,
+    DeleteRange, Enqueue, Entry, ExpiredLease, Fence, Fenced, FencedWrite, Force, Join, Machine,
+    Origin, Position, Proclaim, Put, Range, Release, Txn, TxnOp,
 };
 use holdfast::raft::frame;
 use holdfast::raft::log_store::{Drive, LogOptions, LogStore};
@@ -157,7 +157,12 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::AskRelease(AskRelease { name: bytes("lock"), token: 0, by, reason }),
         ),
         ("18-told", Command::Told { key, create_revision: 9 }),
+        ("19-alarm", Command::Alarm(AlarmAction::Raise(alarm()))),
     ]
+}
+
+fn alarm() -> Alarm {
+    Alarm { member: MemberId(0x1122), kind: AlarmKind::NoSpace }
 }
 
 fn entry_of(command: Command) -> Entry {
@@ -257,6 +262,7 @@ fn stored_pairs_of_each_table() {
     let next =
         Command::Join(Join { enqueue: Enqueue { lease: LeaseId(8), ..enqueue() }, ..join.clone() });
     let steps = [
+        Command::Alarm(AlarmAction::BeginDigest),
         plain,
         of("4-lease-grant"),
         of("15-join"),
@@ -268,6 +274,7 @@ fn stored_pairs_of_each_table() {
             range: KeyRange::from_wire(bytes("key"), Bytes::new()),
             prev_kv: false,
         }),
+        of("19-alarm"),
     ];
     for (command, index) in steps.into_iter().zip(1..) {
         let mut batch = Batch::default();
@@ -277,6 +284,9 @@ fn stored_pairs_of_each_table() {
         assert!(outcome.reply.is_ok(), "{outcome:?}");
         engine.apply(batch).expect("stored");
     }
+    let mut batch = Batch::default();
+    machine.retire([MemberId(0x3344)], &mut batch);
+    engine.apply(batch).expect("stored");
     let mut written = Lines::new();
     let mut collect = |key: &[u8], value: &[u8]| {
         let table = char::from(key[0]);
@@ -286,7 +296,7 @@ fn stored_pairs_of_each_table() {
     };
     engine.scan(b"", &mut collect).expect("scanned");
     let tables: BTreeSet<&str> = written.iter().map(|(name, _)| &name[..1]).collect();
-    assert_eq!(tables, BTreeSet::from(["f", "h", "l", "m", "p", "r"]));
+    assert_eq!(tables, BTreeSet::from(["c", "f", "h", "l", "m", "p", "r", "x"]));
     compare("stored_pairs.txt", &written);
 
     let mut engine = Memory::new();
@@ -296,7 +306,9 @@ fn stored_pairs_of_each_table() {
     }
     engine.apply(batch).expect("stored");
     let loaded = Machine::load(&engine).expect("the golden state loads");
-    assert_eq!(loaded.hash(), machine.hash());
+    assert_eq!((loaded.hash(), loaded.digest()), (machine.hash(), machine.digest()));
+    assert_eq!(loaded.alarms().collect::<Vec<_>>(), [alarm()]);
+    assert_eq!(loaded.retired_members(), &BTreeSet::from([MemberId(0x3344)]));
 }
 
 #[test]
