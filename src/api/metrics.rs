@@ -63,6 +63,10 @@ fn server(page: &mut Page, node: &Node, facts: &Facts) {
         ("etcd_server_health_failures", "Health checks failed.", &meters.health_failures),
     ];
     write_counters(page, &counters);
+    let counts = node.succession();
+    let name = "holdfast_leader_gone_total";
+    let help = "Leaders found gone before an election timeout.";
+    page.counter(name, help, counts.gone.get());
     let id = hex(node.identity().member_id);
     labelled(page, "etcd_server_id", "This member's id.", ("server_id", &id));
     let label = ("server_version", ETCD_VERSION);

@@ -27,6 +27,7 @@ use crate::raft::log_store::{LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
+use crate::raft::succession::Succession;
 use crate::raft::types::{OnRefused, PeerNode, is_learner};
 use crate::storage::{Engines, Home, StateWriter, WriterOptions};
 use crate::types::MemberId;
@@ -44,6 +45,9 @@ const PURGE_BATCH: u64 = 1_024;
 
 /// How often a silent end of openraft is looked for. What ends it has mostly been told by then.
 const FAULT_LOOK: Duration = Duration::from_millis(100);
+
+/// Looking whether a leader is gone takes at most this part of the election timeout.
+const LOOKS_IN_ELECTION_TIMEOUT: u32 = 10;
 
 /// The others get this long to say whether they know this member.
 const KNOWN_DEADLINE: Duration = Duration::from_millis(700);
@@ -308,6 +312,10 @@ async fn assemble(
         .map_err(|error| StartError::Raft(error.to_string()))?;
     begin_cluster(settings, me, &links, &raft).await?;
 
+    let contact = Arc::new(LeaderContact::new(world.clock.clone()));
+    let patience = settings.limits.election_timeout / LOOKS_IN_ELECTION_TIMEOUT;
+    let succession =
+        Arc::new(Succession::new(me, raft.clone(), links.clone(), contact.clone(), patience));
     let (has_leader_sender, has_leader) = watch::channel(false);
     let refusals = shared.clone();
     let on_refused: OnRefused = Arc::new(move |call, term| {
@@ -330,6 +338,7 @@ async fn assemble(
         renewals: lessor::Renewals::default(),
         forwarder: forward::Forwarder::new(),
         streams: forward::Streams::default(),
+        succession: succession.clone(),
         has_leader,
         writer,
         disk,
@@ -339,10 +348,10 @@ async fn assemble(
         change_rules: settings.change_rules,
         changes: tokio::sync::Mutex::default(),
     });
-    let contact = Arc::new(LeaderContact::new(node.clock.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(node.clone().route());
     tasks.spawn(node.clone().keep_forwarding());
+    tasks.spawn(node.clone().keep_succeeding());
     tasks.spawn(node.clone().keep_reading());
     tasks.spawn(node.clone().keep_renewing());
     tasks.spawn(node.clone().keep_expiring());
@@ -360,6 +369,7 @@ async fn assemble(
         raft,
         home,
         contact,
+        succession,
         receiving: tokio::sync::Mutex::default(),
         takes_entries: Arc::new(move || room.borrow().room > Room::Full),
     });

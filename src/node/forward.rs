@@ -119,7 +119,12 @@ impl Node {
                 broken = self.run_stream(leader, now.term, number) => {
                     tracing::debug!(%leader, reason = %broken, "proposal stream ended");
                     self.forwarder.stream.send_replace(None);
-                    tokio::time::sleep(RETRY_PAUSE).await;
+                    self.succession.suspect(Some(&broken));
+                    // Another leader is not waited for.
+                    tokio::select! {
+                        _ = role.changed() => {}
+                        () = tokio::time::sleep(RETRY_PAUSE) => {}
+                    }
                 }
                 () = other_leader => {
                     self.forwarder.stream.send_replace(None);

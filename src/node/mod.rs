@@ -7,6 +7,7 @@
 //! - [`space`]: what may be proposed while alarms are raised and the quota is used up;
 //! - [`read`]: the point from which a linearizable read may be answered;
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
+//! - [`failover`]: the next leader, when the one there was is gone;
 //! - [`lessor`]: renewals together, and the end of leases;
 //! - [`leadership`]: handing it on when asked to;
 //! - [`membership`], [`members_service`], [`joining`], [`contacts`]: who belongs to the cluster;
@@ -27,6 +28,7 @@ mod contacts;
 mod crash_tests;
 mod disk;
 mod facts;
+mod failover;
 mod forward;
 pub mod founding;
 mod identity;
@@ -74,6 +76,7 @@ use crate::machine::{Command, Image, Machine, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer, Retired};
 use crate::raft::peer_service::RaftHandle;
+use crate::raft::succession::{Counts, Succession};
 use crate::raft::traffic::Traffic;
 use crate::raft::types::{Membership, OnRefused, PeerNode, is_learner};
 use crate::storage::StateWriter;
@@ -224,6 +227,7 @@ pub struct Node {
     forwarder: forward::Forwarder,
     /// For each member that forwards to this one, which of its streams is the newest.
     streams: forward::Streams,
+    succession: Arc<Succession>,
     has_leader: watch::Receiver<bool>,
     writer: Arc<StateWriter>,
     disk: disk::Disk,
@@ -298,6 +302,11 @@ impl Node {
     /// What went between this member and the others.
     pub fn traffic(&self) -> &Arc<Traffic> {
         self.links.traffic()
+    }
+
+    /// What this member has done about leaders that may be gone.
+    pub fn succession(&self) -> &Counts {
+        self.succession.counts()
     }
 
     pub fn clock(&self) -> &Arc<dyn Clock> {

@@ -119,7 +119,13 @@ impl Node {
         let point = if leader == self.identity.member_id {
             self.confirm_leadership().await?
         } else {
-            self.ask_read_point(leader).await?
+            // One that is gone does not answer; there is no need to wait for that.
+            let mut changes = self.shared.role.subscribe();
+            let other = |now: &super::Role| now.term != role.term || now.leader != role.leader;
+            tokio::select! {
+                point = self.ask_read_point(leader) => point?,
+                _ = changes.wait_for(other) => return Err(Failure::NoLeader),
+            }
         };
         self.applied_up_to(point.index).await?;
         Ok(point)

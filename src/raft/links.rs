@@ -6,6 +6,8 @@
 //! which keeps the URLs it began with, then gets connections to the new ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -143,6 +145,48 @@ impl Links {
         channels.peers.insert(target, (node.peer_urls, peer.clone()));
         Ok(peer)
     }
+
+    /// A connection to member `target` that nothing else uses, and that stands on return.
+    ///
+    /// # Errors
+    ///
+    /// Why the first URL failed that did not refuse the connection; if all did, the refusal.
+    pub async fn connect_anew(
+        &self,
+        target: u64,
+        node: &PeerNode,
+    ) -> Result<RaftClient<InterceptedService<Channel, PeerIdentity>>, Status> {
+        let mut refusal = Status::unavailable(format!("member {} has no peer URL", node.name));
+        for url in &node.peer_urls {
+            match endpoint(url)?.connect().await {
+                Ok(channel) => {
+                    let identity = PeerIdentity::new(self.cluster, MemberId(target), self.origin);
+                    return Ok(RaftClient::with_interceptor(channel, identity));
+                }
+                Err(error) => {
+                    refusal = Status::unavailable(format!("peer URL {url}: {error}"));
+                    refusal.set_source(Arc::new(error));
+                    if !is_refusal(&refusal) {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(refusal)
+    }
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, Status> {
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
+        .keep_alive_while_idle(true))
 }
 
 /// A client for whoever answers at `urls`, before either side knows the other.
@@ -161,16 +205,7 @@ fn connect(node: &PeerNode, traffic: &Arc<PeerTraffic>) -> Result<Outgoing<Chann
 fn open(urls: &[String]) -> Result<Channel, Status> {
     let mut endpoints = Vec::new();
     for url in urls {
-        let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .keep_alive_while_idle(true);
-        endpoints.push(endpoint);
+        endpoints.push(endpoint(url)?);
     }
     match endpoints.len() {
         0 => Err(Status::unavailable("the member has no peer URL")),
@@ -211,6 +246,26 @@ impl Peer {
             .max_decoding_message_size(MAX_FRAME_BYTES)
             .max_encoding_message_size(MAX_FRAME_BYTES)
     }
+}
+
+/// What the network said, if `status` came from there.
+pub fn io_error(status: &Status) -> Option<&io::Error> {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error);
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.get_io();
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Whether nobody listens there.
+pub fn is_refusal(status: &Status) -> bool {
+    io_error(status).is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Signs calls to a peer with who calls whom.

@@ -4,7 +4,8 @@
 //! - [`log_store`]: the durable log;
 //! - [`applier`] and [`snapshot`]: the state machine, and a whole state on its way to another member;
 //! - [`founding`]: the log and the membership of a cluster that begins with a state;
-//! - [`links`], [`frame`], [`network`], [`peer_service`], [`traffic`]: how members talk, and how much.
+//! - [`links`], [`frame`], [`network`], [`peer_service`], [`traffic`]: how members talk, and how much;
+//! - [`succession`]: the end of a leader, noticed before any timeout.
 
 pub mod applier;
 pub mod founding;
@@ -14,5 +15,6 @@ pub mod log_store;
 pub mod network;
 pub mod peer_service;
 pub mod snapshot;
+pub mod succession;
 pub mod traffic;
 pub mod types;

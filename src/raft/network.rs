@@ -452,6 +452,10 @@ mod tests {
             Err(Status::unimplemented(""))
         }
 
+        async fn leads(&self, _: Request<Frame>) -> Result<Response<Frame>, Status> {
+            Err(Status::unimplemented(""))
+        }
+
         async fn transfer_leader(&self, _: Request<Frame>) -> Result<Response<Frame>, Status> {
             Err(Status::unimplemented(""))
         }

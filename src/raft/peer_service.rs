@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::applier::Applier;
 use super::frame;
 use super::snapshot;
+use super::succession::Succession;
 use super::types::Raft;
 use crate::clock::Clock;
 use crate::pb::peer::Frame;
@@ -25,6 +26,7 @@ pub struct PeerService {
     pub raft: RaftHandle,
     pub home: Arc<Home>,
     pub contact: Arc<LeaderContact>,
+    pub succession: Arc<Succession>,
     /// Held while a snapshot is received and installed: one at a time.
     pub receiving: tokio::sync::Mutex<()>,
     /// False while the disk is full: then entries are neither stored nor confirmed.
@@ -39,14 +41,16 @@ pub struct LeaderContact {
     clock: Arc<dyn Clock>,
     /// On the monotonic clock; zero for never.
     heard_ms: AtomicU64,
+    messages: AtomicU64,
 }
 
 impl LeaderContact {
     pub fn new(clock: Arc<dyn Clock>) -> LeaderContact {
-        LeaderContact { clock, heard_ms: AtomicU64::new(0) }
+        LeaderContact { clock, heard_ms: AtomicU64::new(0), messages: AtomicU64::new(0) }
     }
 
     fn hear(&self) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
         self.heard_ms.store(self.now_ms().max(1), Ordering::Relaxed);
     }
 
@@ -55,6 +59,11 @@ impl LeaderContact {
         let heard_ms = self.heard_ms.load(Ordering::Relaxed);
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         heard_ms != 0 && self.now_ms().saturating_sub(heard_ms) <= patience_ms
+    }
+
+    /// How many messages from a leader have come so far.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
     }
 
     fn now_ms(&self) -> u64 {
@@ -96,21 +105,26 @@ impl raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         // openraft's input has no room for an error. A damaged request, or one that the disk has no
         // room for, ends the stream, and the leader opens another.
-        let contact = self.contact.clone();
+        let (contact, succession) = (self.contact.clone(), self.succession.clone());
         let quiet = Quiet::default();
         let under_way = quiet.clone();
         let takes_entries = self.takes_entries.clone();
         let requests = futures::stream::unfold(request.into_inner(), move |mut frames| {
             let (contact, under_way) = (contact.clone(), under_way.clone());
-            let takes_entries = takes_entries.clone();
+            let (takes_entries, succession) = (takes_entries.clone(), succession.clone());
             async move {
                 match next_append(&mut frames, &under_way, &takes_entries).await {
-                    Ok(request) => {
+                    Ok(Some(request)) => {
                         contact.hear();
-                        request.map(|request| (request, frames))
+                        Some((request, frames))
+                    }
+                    Ok(None) => {
+                        succession.suspect(None);
+                        None
                     }
                     Err(status) => {
                         tracing::debug!(%status, "append stream ended");
+                        succession.suspect(Some(&status));
                         None
                     }
                 }
@@ -133,8 +147,13 @@ impl raft_server::Raft for PeerService {
     }
 
     async fn pre_vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
-        let answer = self.raft.pre_vote(frame::decode(request.get_ref())?).await;
-        frame::encode(&answer.map_err(unavailable)?).map(Response::new)
+        let answer = self.succession.on_pre_vote(frame::decode(request.get_ref())?).await?;
+        frame::encode(&answer).map(Response::new)
+    }
+
+    async fn leads(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let leads = self.succession.leads(frame::decode(request.get_ref())?).await?;
+        frame::encode(&leads).map(Response::new)
     }
 
     async fn transfer_leader(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {

@@ -3,6 +3,7 @@
 mod agreement;
 mod backup;
 mod elections;
+mod failover;
 mod fences;
 mod locks;
 mod members;
@@ -19,6 +20,7 @@ use tonic::transport::Channel;
 use super::*;
 use crate::config::ServerArgs;
 use crate::node::Node;
+use crate::vfs::Vfs;
 
 #[derive(Debug, clap::Parser)]
 struct Program {
@@ -64,18 +66,43 @@ impl Running {
     }
 }
 
+/// Where a member is, before it starts.
+struct Place {
+    /// Where it serves the others, and the URL by which they know it.
+    peer: SocketAddr,
+    peer_url: String,
+    vfs: Arc<dyn Vfs>,
+}
+
 /// `count` members of one cluster, ready to serve, each with these flags.
 async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
+    cluster_of(count, flags, async |_| {}).await
+}
+
+/// As [`cluster`], with places that `prepare` may change.
+async fn cluster_of(
+    count: usize,
+    flags: &[&str],
+    mut prepare: impl AsyncFnMut(&mut Place),
+) -> Vec<Running> {
     let mut listeners = Vec::new();
     for _ in 0..count {
         let bind = || TcpListener::bind("127.0.0.1:0");
         listeners.push((bind().await.unwrap(), bind().await.unwrap()));
     }
     let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
-    let peers = listeners.iter().enumerate();
-    let peers = peers.map(|(n, (_, peer))| format!("m{n}={}", url(peer)));
+    let mut places = Vec::new();
+    for (_, peers) in &listeners {
+        let peer = peers.local_addr().unwrap();
+        let mut place = Place { peer, peer_url: url(peers), vfs: Arc::new(OsVfs) };
+        prepare(&mut place).await;
+        places.push(place);
+    }
+    let peers = places.iter().enumerate();
+    let peers = peers.map(|(n, place)| format!("m{n}={}", place.peer_url));
     let initial = peers.collect::<Vec<_>>().join(",");
-    let starts = listeners.into_iter().enumerate().map(|(n, (clients, peers))| {
+    let starts = listeners.into_iter().zip(places).enumerate();
+    let starts = starts.map(|(n, ((clients, peers), place))| {
         let data = TempDir::new().unwrap();
         let own = [
             format!("--name=m{n}"),
@@ -83,7 +110,7 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
             format!("--listen-client-urls={}", url(&clients)),
             format!("--advertise-client-urls={}", url(&clients)),
             format!("--listen-peer-urls={}", url(&peers)),
-            format!("--initial-advertise-peer-urls={}", url(&peers)),
+            format!("--initial-advertise-peer-urls={}", place.peer_url),
             format!("--initial-cluster={initial}"),
         ];
         let own = own.iter().map(String::as_str);
@@ -94,7 +121,7 @@ async fn cluster(count: usize, flags: &[&str]) -> Vec<Running> {
                 engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
                 clock: Arc::new(SystemClock::new()),
                 entropy: Arc::new(SystemEntropy),
-                vfs: Arc::new(OsVfs),
+                vfs: place.vfs,
             };
             let (member, faults) = bootstrap::start(&settings(&config), world).await.unwrap();
             let endpoint = url(&clients);

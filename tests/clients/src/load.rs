@@ -153,6 +153,18 @@ impl Load {
         times.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
     }
 
+    /// Of the calls to `members` that were open `at` that time: how much longer the last of them took.
+    /// A call that was given up counts as well.
+    pub fn longest_open_at(&self, members: &[usize], at: Instant) -> Duration {
+        let operations = self.notes.operations.lock().expect("noting does not panic");
+        let open = |o: &Operation| o.began <= at && o.ended >= at;
+        let rests = operations
+            .iter()
+            .filter(|(m, o)| members.contains(m) && open(o))
+            .map(|(_, o)| o.ended - at);
+        rests.max().unwrap_or_default()
+    }
+
     /// Stops the load, writes once more, and checks everything against the history as each of the
     /// members, all of which must serve by now, tells it.
     ///

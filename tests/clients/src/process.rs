@@ -312,6 +312,21 @@ impl Cluster {
         self.serving(member).await;
     }
 
+    /// Makes a member stand still with SIGSTOP.
+    pub fn pause(&self, member: usize) {
+        self.signal(member, Signal::STOP);
+    }
+
+    /// Lets a member go on that was paused.
+    pub fn resume(&self, member: usize) {
+        self.signal(member, Signal::CONT);
+    }
+
+    fn signal(&self, member: usize, signal: Signal) {
+        let child = self.members[member].child.as_ref().expect("the member runs");
+        kill_process(Pid::from_child(child), signal).expect("a child can be signalled");
+    }
+
     /// Asks a member to end with SIGTERM, and waits up to `limit` for how it does.
     pub async fn terminate(&mut self, member: usize, limit: Duration) -> Exit {
         let mut child = self.members[member].child.take().expect("the member runs");
