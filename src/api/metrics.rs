@@ -141,6 +141,12 @@ fn disk(page: &mut Page, node: &Node) {
     page.histogram(name, "Syncs of the log.", &meters.log_sync);
     let name = "etcd_disk_backend_commit_duration_seconds";
     page.histogram(name, "Syncs of the state behind the log.", &meters.state_flush);
+    let name = "holdfast_disk_stalled";
+    let help = "Whether the disk has been at one write for longer than an election takes.";
+    page.gauge(name, help, u8::from(node.disk_stalled()));
+    let name = "holdfast_disk_stalls_total";
+    let help = "How often it was; this member then lets others lead.";
+    page.counter(name, help, meters.disk_stalls.get());
 }
 
 fn peers(page: &mut Page, node: &Node) {

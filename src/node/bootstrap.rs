@@ -307,6 +307,7 @@ async fn assemble(
     let links = Arc::new(Links::new(identity.cluster_id, me, world.clock.clone()));
     let config = Arc::new(raft_config(settings, &identity)?);
     let network = NetworkFactory { links: links.clone() };
+    let stall = super::stall::Stall::new(log.under_way());
     let raft = RaftHandle::new(me.0, config, network, log, applier)
         .await
         .map_err(|error| StartError::Raft(error.to_string()))?;
@@ -339,6 +340,7 @@ async fn assemble(
         forwarder: forward::Forwarder::new(),
         streams: forward::Streams::default(),
         succession: succession.clone(),
+        stall,
         has_leader,
         writer,
         disk,
@@ -352,6 +354,7 @@ async fn assemble(
     tasks.spawn(node.clone().route());
     tasks.spawn(node.clone().keep_forwarding());
     tasks.spawn(node.clone().keep_succeeding());
+    tasks.spawn(node.clone().keep_watching_disk());
     tasks.spawn(node.clone().keep_reading());
     tasks.spawn(node.clone().keep_renewing());
     tasks.spawn(node.clone().keep_expiring());

@@ -18,6 +18,10 @@ impl Node {
     pub(super) async fn keep_succeeding(self: Arc<Self>) {
         loop {
             self.succession.suspected().await;
+            // It could not even note its own vote.
+            if self.disk_stalled() {
+                continue;
+            }
             if let Some(rank) = self.succession.rank().await {
                 let patience = self.limits.election_timeout;
                 if tokio::time::timeout(patience, self.stand(rank)).await.is_err() {

@@ -33,6 +33,8 @@ pub struct Meters {
     pub leases_renewed: Counter,
     pub leases_expired: Counter,
 
+    /// How often the disk was at one write for longer than an election takes.
+    pub disk_stalls: Counter,
     /// Of the log's syncs.
     pub log_sync: Arc<Histogram>,
     /// Of the syncs of the state behind it.
@@ -57,6 +59,7 @@ impl Default for Meters {
             leases_revoked: Counter::default(),
             leases_renewed: Counter::default(),
             leases_expired: Counter::default(),
+            disk_stalls: Counter::default(),
             log_sync: Arc::new(Histogram::new(DISK_BOUNDS_US)),
             state_flush: Arc::new(Histogram::new(DISK_BOUNDS_US)),
         }

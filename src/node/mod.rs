@@ -11,6 +11,7 @@
 //! - [`lessor`]: renewals together, and the end of leases;
 //! - [`leadership`]: handing it on when asked to;
 //! - [`membership`], [`members_service`], [`joining`], [`contacts`]: who belongs to the cluster;
+//! - [`stall`]: a disk that hangs;
 //! - [`compactor`]: the end of history that nobody wants any more;
 //! - [`disk`]: what a member does when its disk has little room;
 //! - [`meters`], [`facts`]: what is counted, and what is read, for whoever watches over the member;
@@ -43,6 +44,7 @@ mod read;
 mod role;
 mod shutdown;
 mod space;
+mod stall;
 mod upkeep;
 mod waiters;
 
@@ -228,6 +230,7 @@ pub struct Node {
     /// For each member that forwards to this one, which of its streams is the newest.
     streams: forward::Streams,
     succession: Arc<Succession>,
+    stall: stall::Stall,
     has_leader: watch::Receiver<bool>,
     writer: Arc<StateWriter>,
     disk: disk::Disk,

@@ -80,7 +80,9 @@ impl Node {
                     Some(leader) if leader == self.identity.member_id => {
                         let patience = self.limits.election_timeout;
                         let heard = metrics.borrow_watched().last_quorum_acked;
-                        alone || heard.is_some_and(|heard| heard.elapsed() <= patience)
+                        let followed = heard.is_some_and(|heard| heard.elapsed() <= patience);
+                        // A stalled disk keeps openraft from saying that another leads.
+                        alone || (followed && !self.disk_stalled())
                     }
                     Some(_) => contact.within(self.limits.election_timeout),
                 };

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot, watch};
 
 use super::{Batch, Engine};
 
@@ -82,6 +82,8 @@ pub struct StateWriter {
     hands: Hands,
     room: Arc<Semaphore>,
     queue_bytes: u32,
+    /// Counts both the beginnings and the ends of waiting for room.
+    waits: AtomicU64,
     shared: Arc<Shared>,
 }
 
@@ -89,6 +91,22 @@ pub struct StateWriter {
 enum Hands {
     Thread { queue: mpsc::Sender<Message>, thread: JoinHandle<()> },
     Caller(Mutex<Worker>),
+}
+
+/// A wait for room, until it is over or given up.
+struct Wait<'a>(&'a AtomicU64);
+
+impl Wait<'_> {
+    fn begin(waits: &AtomicU64) -> Wait<'_> {
+        waits.fetch_add(1, Ordering::Relaxed);
+        Wait(waits)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What the writer tells everybody.
@@ -151,9 +169,22 @@ impl StateWriter {
     /// The fault, if there is one.
     pub async fn send(&self, index: u64, batch: Batch) -> io::Result<()> {
         let weight = u32::try_from(weight(&batch)).unwrap_or(u32::MAX).min(self.queue_bytes);
-        let room = Arc::clone(&self.room).acquire_many_owned(weight).await;
+        let room = match Arc::clone(&self.room).try_acquire_many_owned(weight) {
+            Err(TryAcquireError::NoPermits) => {
+                let _waits = Wait::begin(&self.waits);
+                Arc::clone(&self.room).acquire_many_owned(weight).await
+            }
+            Ok(room) => Ok(room),
+            Err(TryAcquireError::Closed) => return Err(self.shared.error()),
+        };
         let room = room.map_err(|_closed| self.shared.error())?;
         self.post(Message::Batch { index, batch, room })
+    }
+
+    /// Which wait of [`StateWriter::send`] for room is under way, counting from the first.
+    pub fn waits(&self) -> Option<u64> {
+        let waits = self.waits.load(Ordering::Relaxed);
+        (waits % 2 == 1).then_some(waits / 2)
     }
 
     /// Makes everything sent before durable and returns the durable index.
@@ -317,7 +348,13 @@ impl Worker {
             applied: index,
             unflushed_bytes: 0,
         };
-        (worker, move |hands| StateWriter { hands, room, queue_bytes, shared })
+        (worker, move |hands| StateWriter {
+            hands,
+            room,
+            queue_bytes,
+            waits: AtomicU64::new(0),
+            shared,
+        })
     }
 
     /// The thread: until the handle is dropped, the engine given back, or a fault.

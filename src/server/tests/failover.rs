@@ -1,11 +1,16 @@
 //! What follows when a leader is gone, or seems to be.
 
+use std::io;
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
+
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::pb::etcdserverpb::PutRequest;
 use crate::pb::etcdserverpb::kv_client::KvClient;
+use crate::pb::etcdserverpb::{PutRequest, RangeRequest};
 use crate::types::MemberId;
+use crate::vfs::{Vfs, VfsFile};
 
 async fn put(channel: &Channel, key: &str) {
     let request = PutRequest { key: key.to_owned().into(), ..PutRequest::default() };
@@ -157,4 +162,171 @@ async fn a_member_left_alone_raises_no_term() {
     let asked = || alone.node().succession().ballots.get();
     seen("it asks the others in vain", || (asked() >= 5).then_some(())).await;
     assert_eq!(alone.node().status().raft_term, term + 1, "as clients count");
+}
+
+/// The machine's files, with writes that can be made to wait.
+#[derive(Debug, Default)]
+struct Stalling {
+    stalled: Mutex<bool>,
+    goes_on: Condvar,
+}
+
+impl Stalling {
+    fn stall(&self, stalled: bool) {
+        *self.stalled.lock().unwrap() = stalled;
+        self.goes_on.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut stalled = self.stalled.lock().unwrap();
+        while *stalled {
+            stalled = self.goes_on.wait(stalled).unwrap();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct StallingVfs(Arc<Stalling>);
+
+#[derive(Debug)]
+struct StallingFile(Arc<Stalling>, Arc<dyn VfsFile>);
+
+impl Vfs for StallingVfs {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        OsVfs.create_dir_all(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
+        self.0.pass();
+        Ok(Arc::new(StallingFile(self.0.clone(), OsVfs.create(path)?)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
+        Ok(Arc::new(StallingFile(self.0.clone(), OsVfs.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsVfs.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        OsVfs.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        OsVfs.remove_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        OsVfs.list(dir)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        OsVfs.exists(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.0.pass();
+        OsVfs.sync_dir(dir)
+    }
+}
+
+impl VfsFile for StallingFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.pass();
+        self.1.write_at(offset, bytes)
+    }
+
+    fn read_exact_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.1.read_exact_at(offset, bytes)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.1.len()
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.1.set_len(length)
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        self.1.allocate(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.pass();
+        self.1.sync()
+    }
+}
+
+/// Goes on when the test ends, however it does: a member that stops waits for its disk.
+struct GoesOn(Vec<Arc<Stalling>>);
+
+impl Drop for GoesOn {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|disk| disk.stall(false));
+    }
+}
+
+#[tokio::test]
+async fn a_leader_whose_disk_stalls_lets_another_lead_and_comes_back() {
+    let mut disks = Vec::new();
+    let members = cluster_of(3, &[], async |place| {
+        let disk = Arc::new(Stalling::default());
+        place.vfs = Arc::new(StallingVfs(disk.clone()));
+        disks.push(disk);
+    })
+    .await;
+    let disks = GoesOn(disks);
+    let leader = leader_of(&members).await;
+    let follower = (leader + 1) % 3;
+    let channel = members[follower].connect().await;
+    disks.0[leader].stall(true);
+    let stalled = members[leader].node();
+    // Its own disk is needed for no commit, but for every entry.
+    put(&channel, "a").await;
+    seen("the stall is noticed", || stalled.disk_stalled().then_some(())).await;
+    let next = seen("another leader", || {
+        members[follower].node().leader().filter(|next| *next != id(&members[leader]))
+    })
+    .await;
+    put(&channel, "b").await;
+    // openraft waits for the disk before it follows another.
+    seen("it knows no leader", || stalled.leader().is_none().then_some(())).await;
+    assert_eq!(stalled.meters().disk_stalls.get(), 1);
+
+    disks.0[leader].stall(false);
+    seen("it goes on", || (!stalled.disk_stalled()).then_some(())).await;
+    seen("it follows", || (stalled.leader() == Some(next)).then_some(())).await;
+    let own = members[leader].connect().await;
+    put(&own, "c").await;
+    let all = RangeRequest { key: "a".into(), range_end: "z".into(), ..RangeRequest::default() };
+    let found = within("a range", KvClient::new(own).range(all)).await.unwrap().into_inner();
+    assert_eq!(found.count, 3);
+}
+
+#[tokio::test]
+async fn a_follower_whose_disk_stalls_serves_reads_and_writes() {
+    let mut disks = Vec::new();
+    let members = cluster_of(3, &[], async |place| {
+        let disk = Arc::new(Stalling::default());
+        place.vfs = Arc::new(StallingVfs(disk.clone()));
+        disks.push(disk);
+    })
+    .await;
+    let disks = GoesOn(disks);
+    let leader = leader_of(&members).await;
+    let follower = (leader + 1) % 3;
+    let term = members[leader].node().role().term;
+    let channel = members[follower].connect().await;
+    disks.0[follower].stall(true);
+    put(&channel, "a").await;
+    let stalled = members[follower].node();
+    seen("the stall is noticed", || stalled.disk_stalled().then_some(())).await;
+    put(&channel, "b").await;
+    let one = RangeRequest { key: "b".into(), ..RangeRequest::default() };
+    let found = within("a linearizable read", KvClient::new(channel).range(one)).await.unwrap();
+    assert_eq!(found.into_inner().count, 1);
+    let now = members[leader].node().role();
+    assert_eq!((now.term, now.leader), (term, Some(id(&members[leader]))));
 }
