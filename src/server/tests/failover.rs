@@ -10,7 +10,7 @@ use super::*;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest};
 use crate::types::MemberId;
-use crate::vfs::{Vfs, VfsFile};
+use crate::vfs::{Lock, Vfs, VfsFile};
 
 async fn put(channel: &Channel, key: &str) {
     let request = PutRequest { key: key.to_owned().into(), ..PutRequest::default() };
@@ -228,6 +228,14 @@ impl Vfs for StallingVfs {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.0.pass();
         OsVfs.sync_dir(dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Lock>>> {
+        OsVfs.lock(path)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        OsVfs.free_bytes(dir)
     }
 }
 
