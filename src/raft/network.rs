@@ -366,7 +366,7 @@ impl RaftNetworkV2<Raft> for Network {
     ) -> Result<SnapshotResponse<Raft>, StreamingError<Raft>> {
         let mut client = self.peer().map_err(StreamingError::from)?.raft_bulk();
         // Until the peer has answered.
-        let _outgoing = match &snapshot.snapshot {
+        let held = match &snapshot.snapshot {
             SnapshotData::Image(_, outgoing) => Some(outgoing.clone()),
             SnapshotData::Durable | SnapshotData::Staged(_) => None,
         };
@@ -378,7 +378,12 @@ impl RaftNetworkV2<Raft> for Network {
             // The peer's own answer says more than that it stopped listening.
             let answer = answer?;
             sent.map_err(rpc_error)?;
-            frame::decode::<SnapshotResponse<Raft>>(answer.get_ref()).map_err(rpc_error)
+            let answer = frame::decode::<SnapshotResponse<Raft>>(answer.get_ref());
+            let answer = answer.map_err(rpc_error)?;
+            if let Some(held) = held {
+                held.delivered();
+            }
+            Ok::<_, RPCError<Raft>>(answer)
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

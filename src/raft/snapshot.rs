@@ -5,6 +5,7 @@
 //! receiver writes each chunk away as it comes.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,37 +43,50 @@ pub enum SnapshotData {
 /// soon as it has this one.
 #[derive(Clone)]
 pub struct Outgoing {
-    _end: Arc<OutgoingEnd>,
+    end: Arc<OutgoingEnd>,
 }
 
-struct OutgoingEnd(Arc<Mutex<Sending>>);
+struct OutgoingEnd {
+    sending: Arc<Mutex<Sending>>,
+    delivered: AtomicBool,
+}
 
 /// The snapshots that are on their way.
 #[derive(Default)]
 pub struct Sending {
     under_way: usize,
-    last_end: Option<tokio::time::Instant>,
+    last_delivery: Option<tokio::time::Instant>,
 }
 
 impl Outgoing {
     pub fn begin(sending: &Arc<Mutex<Sending>>) -> Outgoing {
         sending.lock().unwrap_or_else(PoisonError::into_inner).under_way += 1;
-        Outgoing { _end: Arc::new(OutgoingEnd(sending.clone())) }
+        let end = OutgoingEnd { sending: sending.clone(), delivered: AtomicBool::new(false) };
+        Outgoing { end: Arc::new(end) }
+    }
+
+    /// The other member has installed it, and will ask for the entries behind it.
+    pub fn delivered(&self) {
+        self.end.delivered.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for OutgoingEnd {
     fn drop(&mut self) {
-        let mut sending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         sending.under_way -= 1;
-        sending.last_end = Some(tokio::time::Instant::now());
+        // openraft tries again and again to send one to a member that is down. Were the log held for
+        // that, it would grow for as long.
+        if *self.delivered.get_mut() {
+            sending.last_delivery = Some(tokio::time::Instant::now());
+        }
     }
 }
 
 impl Sending {
     /// Whether a member may still need the log behind a snapshot that it was sent.
     pub fn needs_log(&self) -> bool {
-        self.under_way > 0 || self.last_end.is_some_and(|end| end.elapsed() < CATCH_UP)
+        self.under_way > 0 || self.last_delivery.is_some_and(|end| end.elapsed() < CATCH_UP)
     }
 }
 
@@ -227,15 +241,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_on_its_way_holds_the_log_back_and_for_a_while_after() {
+    fn a_snapshot_on_its_way_holds_the_log_back_and_a_delivered_one_for_a_while_after() {
         let sending = Arc::<Mutex<Sending>>::default();
         let needs_log = || sending.lock().expect("nobody panicked").needs_log();
         assert!(!needs_log(), "nothing was sent");
         let outgoing = Outgoing::begin(&sending);
         let held_by_the_network = outgoing.clone();
         drop(outgoing);
-        assert_eq!(sending.lock().expect("nobody panicked").under_way, 1);
+        assert!(needs_log(), "it is on its way");
         drop(held_by_the_network);
+        assert!(!needs_log(), "who is not reached holds nothing back");
+        let outgoing = Outgoing::begin(&sending);
+        outgoing.delivered();
+        drop(outgoing);
         assert_eq!(sending.lock().expect("nobody panicked").under_way, 0);
         assert!(needs_log(), "its receiver still has to ask for what follows");
     }
