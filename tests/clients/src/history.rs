@@ -19,11 +19,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, EventType, WatchOptions};
+use serde::{Deserialize, Serialize};
 
 use crate::check::within;
 
 /// One put of the history.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     pub key: String,
     pub value: String,
@@ -33,7 +34,7 @@ pub struct Written {
 }
 
 /// What a client asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Asked {
     /// A put of a value that no other operation writes.
     Put { key: String, value: String },
@@ -44,7 +45,7 @@ pub enum Asked {
 }
 
 /// What came back.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Answered {
     /// The write is done, at this revision.
     Done { revision: i64 },
@@ -57,11 +58,13 @@ pub enum Answered {
 }
 
 /// One call of one client.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Operation {
     pub asked: Asked,
     pub answered: Answered,
+    #[serde(with = "crate::moment")]
     pub began: Instant,
+    #[serde(with = "crate::moment")]
     pub ended: Instant,
 }
 

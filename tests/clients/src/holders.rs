@@ -44,6 +44,7 @@ const JANITOR: Duration = Duration::from_secs(5);
 pub struct Run {
     endpoints: Vec<String>,
     names: usize,
+    manners: &'static [Manner],
     seed: u64,
     granted: AtomicUsize,
     stop: AtomicBool,
@@ -54,16 +55,18 @@ pub struct Run {
     pub swept: AtomicUsize,
 }
 
+/// How a client takes and leaves what it wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
+pub enum Manner {
     Lock,
     LockWithoutLease,
     Campaign,
     Recipe,
 }
 
-const MANNERS: [Manner; 4] =
-    [Manner::Lock, Manner::LockWithoutLease, Manner::Campaign, Manner::Recipe];
+/// All there are, in turn.
+pub const MANNERS: &[Manner] =
+    &[Manner::Lock, Manner::LockWithoutLease, Manner::Campaign, Manner::Recipe];
 
 /// What a client does while it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,16 +116,30 @@ impl Hold {
 pub struct Crowd {
     pub run: Arc<Run>,
     clients: JoinSet<()>,
-    observer: tokio::task::JoinHandle<()>,
+    observer: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Crowd {
-    /// Starts so many clients on so many names.
-    pub async fn start(cluster: &Addresses, clients: usize, names: usize, seed: u64) -> Crowd {
+    /// Starts so many clients on so many names, and an observer for [`Crowd::finish`].
+    pub fn start(cluster: &Addresses, clients: usize, names: usize, seed: u64) -> Crowd {
+        let mut crowd = Crowd::unobserved(cluster, clients, names, MANNERS, seed);
+        crowd.observer = Some(tokio::spawn(crowd.run.clone().observe()));
+        crowd
+    }
+
+    /// Starts so many clients on so many names, each of one of these manners, for [`Crowd::stop`].
+    pub fn unobserved(
+        cluster: &Addresses,
+        clients: usize,
+        names: usize,
+        manners: &'static [Manner],
+        seed: u64,
+    ) -> Crowd {
         let endpoints = (0..cluster.size()).map(|m| cluster.endpoint(m)).collect();
         let run = Arc::new(Run {
             endpoints,
             names,
+            manners,
             seed,
             granted: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -131,13 +148,12 @@ impl Crowd {
             changes: Mutex::default(),
             swept: AtomicUsize::new(0),
         });
-        let observer = tokio::spawn(run.clone().observe());
         let mut tasks = JoinSet::new();
         for client in 0..clients {
             tasks.spawn(run.clone().live(client));
         }
         tasks.spawn(run.clone().sweep());
-        Crowd { run, clients: tasks, observer }
+        Crowd { run, clients: tasks, observer: None }
     }
 
     /// Waits until so many grants were made since the start.
@@ -158,7 +174,20 @@ impl Crowd {
         }
     }
 
-    /// Stops the clients, waits for the last of their keys to go, and gives all that was recorded.
+    /// Stops the clients, waits for the last of their keys to go, and gives the calls they made.
+    pub async fn stop(&mut self) -> Vec<Call> {
+        self.run.stop.store(true, Ordering::Relaxed);
+        while let Some(done) = self.clients.join_next().await {
+            done.expect("a client does not panic");
+        }
+        std::mem::take(&mut *self.run.calls.lock().expect("noting does not panic"))
+    }
+
+    /// As [`Crowd::stop`], and gives all that was recorded, for a crowd that was observed.
+    ///
+    /// # Panics
+    ///
+    /// If the members tell different histories.
     pub async fn finish(
         mut self,
         cluster: &Addresses,
@@ -166,10 +195,7 @@ impl Crowd {
         limits: Limits,
     ) -> History {
         let run = self.run.clone();
-        run.stop.store(true, Ordering::Relaxed);
-        while let Some(done) = self.clients.join_next().await {
-            done.expect("a client does not panic");
-        }
+        let calls = self.stop().await;
         let client = cluster.client(0).await;
         let put = client.clone().put("h/end", "", None).await.expect("a put");
         let last = put.header().expect("a header").revision();
@@ -178,9 +204,8 @@ impl Crowd {
             changes.last().is_some_and(|c| c.revision >= last).then_some(())
         })
         .await;
-        self.observer.abort();
+        self.observer.expect("it was observed").abort();
         let changes = std::mem::take(&mut *run.changes.lock().expect("noting does not panic"));
-        let calls = std::mem::take(&mut *run.calls.lock().expect("noting does not panic"));
         for member in 0..cluster.size() {
             let theirs = witness(cluster.client(member).await, last).await;
             let same = |(a, b): (&Change, &Change)| {
@@ -336,7 +361,7 @@ impl Run {
     /// The life of a client.
     async fn live(self: Arc<Self>, client: usize) {
         let mut random = StdRng::seed_from_u64(self.seed.wrapping_add(1 + client as u64));
-        let manner = MANNERS[client % MANNERS.len()];
+        let manner = self.manners[client % self.manners.len()];
         let mut link = self.link(&mut random).await;
         let mut own = None;
         let mut reapers = JoinSet::new();

@@ -12,6 +12,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// The queue of a lock `NAME` is `h/q/NAME/LEASE`.
 pub const QUEUES: &str = "h/q/";
 /// What the holders of `NAME` write under their tokens is `h/g/NAME`.
@@ -61,7 +63,7 @@ impl fmt::Display for Broken {
 }
 
 /// One event of the witness.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Change {
     pub revision: i64,
     pub key: String,
@@ -69,11 +71,12 @@ pub struct Change {
     pub create_revision: i64,
     pub lease: i64,
     pub value: String,
+    #[serde(with = "crate::moment")]
     pub seen: Instant,
 }
 
 /// What a client asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Asked {
     /// A lock or a leadership; the key it will have, unless the server makes the lease; whether the
     /// server waits, and not the client, which looks only at the key before its own.
@@ -107,7 +110,7 @@ pub enum Asked {
 }
 
 /// What came back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answered {
     /// `token` as far as it was told with the grant; `revision`, if known, is one at which it holds.
     Granted {
@@ -137,11 +140,13 @@ pub enum Answered {
 }
 
 /// One call of one client. An answer without end is one that never came.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Call {
     pub asked: Asked,
     pub answered: Answered,
+    #[serde(with = "crate::moment")]
     pub began: Instant,
+    #[serde(with = "crate::moment")]
     pub ended: Instant,
 }
 

@@ -22,10 +22,13 @@ pub mod holders;
 pub mod holding;
 pub mod load;
 pub mod memory;
+pub mod moment;
 pub mod ports;
 pub mod process;
 pub mod program;
 pub mod raw;
+pub mod text;
+pub mod watchers;
 pub mod watching;
 pub mod wire;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp};
 use tokio::task::JoinHandle;
 
 use crate::addresses::{Addresses, connect};
@@ -42,13 +42,29 @@ struct Notes {
     /// Makes every written value unique.
     next: AtomicU64,
     stop: AtomicBool,
+    reads: Reads,
+}
+
+/// How the load reads. Whatever it is, it is noted as a linearizable read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    #[default]
+    Linearizable,
+    /// Only to show that the check finds stale reads.
+    Serializable,
 }
 
 impl Load {
     /// On each member two workers that put, each to a few keys of its own, and one that increments
     /// one of two counters all members share.
     pub fn start(cluster: &Addresses) -> Load {
-        let mut load = Load { notes: Arc::default(), workers: Vec::new() };
+        Load::start_reading(cluster, Reads::Linearizable)
+    }
+
+    /// As [`Load::start`], with reads of this kind.
+    pub fn start_reading(cluster: &Addresses, reads: Reads) -> Load {
+        let notes = Arc::new(Notes { reads, ..Notes::default() });
+        let mut load = Load { notes, workers: Vec::new() };
         for member in 0..cluster.size() {
             load.add(cluster, member);
         }
@@ -165,6 +181,15 @@ impl Load {
         rests.max().unwrap_or_default()
     }
 
+    /// Stops the load and gives all that it noted, each with the member that was asked.
+    pub async fn stop(self) -> Vec<(usize, Operation)> {
+        self.notes.stop.store(true, Ordering::Relaxed);
+        for worker in self.workers {
+            worker.await.expect("a worker does not panic");
+        }
+        std::mem::take(&mut *self.notes.operations.lock().expect("noting does not panic"))
+    }
+
     /// Stops the load, writes once more, and checks everything against the history as each of the
     /// members, all of which must serve by now, tells it.
     ///
@@ -198,7 +223,7 @@ impl Load {
         let operations: Vec<Operation> = operations.iter().map(|(_, o)| o.clone()).collect();
         let summary =
             check(&operations, &history).unwrap_or_else(|complaint| panic!("{complaint}"));
-        check_counters(&operations, &history);
+        check_counters(&operations, &history).unwrap_or_else(|complaint| panic!("{complaint}"));
         summary
     }
 }
@@ -209,13 +234,19 @@ fn counter_key(counter: usize) -> String {
 
 /// Each increment counts once: the number in a counter is the number of its writes, which is that of
 /// the acknowledged increments and at most the unknown ones more.
-fn check_counters(operations: &[Operation], history: &[Written]) {
+///
+/// # Errors
+///
+/// A sentence about the first counter that is wrong.
+pub fn check_counters(operations: &[Operation], history: &[Written]) -> Result<(), String> {
     for counter in 0..2 {
         let counter = counter_key(counter);
         let mut last = 0;
         for written in history.iter().filter(|w| w.key == counter) {
             last = count_in(&written.value);
-            assert_eq!(last, written.version, "not an increment: {written:?}");
+            if last != written.version {
+                return Err(format!("not an increment: {written:?}"));
+            }
         }
         let mut swaps = (0, 0);
         for operation in operations {
@@ -225,11 +256,13 @@ fn check_counters(operations: &[Operation], history: &[Written]) {
             }
         }
         let (done, unknown) = swaps;
-        assert!(
-            (done..=done + unknown).contains(&last),
-            "{counter} is {last} after {done} increments and {unknown} unknown ones"
-        );
+        if !(done..=done + unknown).contains(&last) {
+            return Err(format!(
+                "{counter} is {last} after {done} increments and {unknown} unknown ones"
+            ));
+        }
     }
+    Ok(())
 }
 
 fn count_in(value: &str) -> i64 {
@@ -294,7 +327,9 @@ impl Notes {
     async fn read(&self, member: usize, client: &mut Client, key: &str) -> Option<(i64, String)> {
         let asked = Asked::Read { key: key.to_owned() };
         let answered = self.note(member, asked, async {
-            let answer = client.get(key, None).await.ok()?;
+            let options =
+                (self.reads == Reads::Serializable).then(|| GetOptions::new().with_serializable());
+            let answer = client.get(key, options).await.ok()?;
             let revision = answer.header()?.revision();
             let kv = answer.kvs().first();
             let mod_revision = kv.map_or(0, |kv| kv.mod_revision());

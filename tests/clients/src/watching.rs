@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::wire::{DELETE, Event, KeyValue, NO_DELETE, NO_PUT, PUT, WatchCreate};
 
@@ -58,10 +59,12 @@ fn broken<T>(guarantee: Guarantee, what: String) -> Result<T, Broken> {
 }
 
 /// What a watch asks for.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Interest {
+    #[serde(with = "crate::text")]
     pub key: Bytes,
     /// Empty for one key; one zero byte for everything from the key on.
+    #[serde(with = "crate::text")]
     pub range_end: Bytes,
     pub no_put: bool,
     pub no_delete: bool,
@@ -219,7 +222,7 @@ fn follows(event: &Event, before: Option<&KeyValue>) -> Result<(), String> {
 }
 
 /// What a watch was told, in the order it was told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Note {
     /// It was created, again or for the first time, to start at this revision.
     Began { from: i64 },
@@ -232,7 +235,7 @@ pub enum Note {
 }
 
 /// One watch and all it was told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     pub interest: Interest,
     pub notes: Vec<Note>,

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use prost::{Message, Oneof};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
@@ -21,9 +22,10 @@ pub struct Header {
     pub revision: i64,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
+#[derive(Clone, PartialEq, Eq, Hash, Message, Serialize, Deserialize)]
 pub struct KeyValue {
     #[prost(bytes = "bytes", tag = "1")]
+    #[serde(with = "crate::text")]
     pub key: Bytes,
     #[prost(int64, tag = "2")]
     pub create_revision: i64,
@@ -32,6 +34,7 @@ pub struct KeyValue {
     #[prost(int64, tag = "4")]
     pub version: i64,
     #[prost(bytes = "bytes", tag = "5")]
+    #[serde(with = "crate::text")]
     pub value: Bytes,
     #[prost(int64, tag = "6")]
     pub lease: i64,
@@ -42,7 +45,7 @@ pub const PUT: i32 = 0;
 /// [`Event::kind`] of a delete.
 pub const DELETE: i32 = 1;
 
-#[derive(Clone, PartialEq, Eq, Hash, Message)]
+#[derive(Clone, PartialEq, Eq, Hash, Message, Serialize, Deserialize)]
 pub struct Event {
     #[prost(int32, tag = "1")]
     pub kind: i32,

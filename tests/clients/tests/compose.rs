@@ -76,7 +76,7 @@ async fn registers_keep_their_history_while_containers_fail() {
 async fn locks_and_elections_keep_their_promises_while_containers_fail() {
     let seed = rand::random();
     let compose = Compose::up().await;
-    let crowd = Crowd::start(&compose.addresses, 24, 6, seed).await;
+    let crowd = Crowd::start(&compose.addresses, 24, 6, seed);
     let mut faults = Vec::new();
     let mut goal = 100;
     crowd.grants(goal).await;

@@ -42,7 +42,7 @@ async fn locks_and_leaderships_keep_their_promises_while_everything_happens() {
     let seed = number("SEED", rand::random());
     report(&format!("locks under faults: SEED={seed}"));
     let mut cluster = Cluster::start(3).await;
-    let crowd = Crowd::start(&cluster, clients, names, seed).await;
+    let crowd = Crowd::start(&cluster, clients, names, seed);
     let began = Instant::now();
     let mut faults = Vec::new();
     for kill in 1..=kills {
