@@ -278,6 +278,45 @@ impl Queue {
     }
 }
 
+/// One hold of a lock or one leadership, as the witness tells it: the time in which a key was the
+/// oldest of its queue.
+#[derive(Debug, Clone)]
+pub struct Tenure {
+    pub name: String,
+    pub key: String,
+    pub token: i64,
+    /// The revision from which on it was the oldest, and when that was seen.
+    pub from: (i64, Instant),
+    /// The revision of its delete.
+    pub until: Option<(i64, Instant)>,
+    /// The mod revision and value of each of its puts, those before it was the oldest too.
+    pub values: Vec<(i64, String)>,
+}
+
+/// All tenures, those of one name in order.
+pub fn tenures(changes: &[Change]) -> Vec<Tenure> {
+    let mut queues: std::collections::BTreeMap<&str, Queue> = Default::default();
+    for change in changes {
+        if let Some(name) = name_of(&change.key) {
+            queues.entry(name).or_default().take(change);
+        }
+    }
+    let mut tenures = Vec::new();
+    for (name, queue) in queues {
+        for life in queue.owners.iter().map(|at| &queue.lives[*at]) {
+            tenures.push(Tenure {
+                name: name.to_owned(),
+                key: life.key.clone(),
+                token: life.token,
+                from: life.headed.expect("an owner was the oldest"),
+                until: life.ended,
+                values: life.values.clone(),
+            });
+        }
+    }
+    tenures
+}
+
 /// The witness, put in order for questions, and what was found against it.
 struct Check<'a> {
     history: &'a History,

@@ -65,7 +65,7 @@ pub struct Watchers {
 }
 
 /// What the watches were told and the writers wrote.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Told {
     /// What each member told the watch of everything from revision 1.
     pub witnesses: Vec<Record>,

@@ -1,0 +1,224 @@
+//! Real members, real faults: one command that runs a cluster in network namespaces, does to it what
+//! happens in data centers, and checks what clients were told.
+//!
+//! ```text
+//! faults run --workload lock --fault partition-leader --seconds 45 --out DIR
+//! faults matrix --cells "lock:partition-leader register:kill" --seconds 45 --out DIR
+//! faults check DIR
+//! faults report DIR
+//! ```
+//!
+//! Exit codes: 0 passed, 1 violated, 2 wrong command line, 3 invalid (it was no test: too little
+//! load, or a fault that did not take hold), 4 it could not be run.
+
+mod cell;
+mod disks;
+mod inside;
+mod matrix;
+mod members;
+mod nemesis;
+mod net;
+mod record;
+mod report;
+mod run;
+mod shell;
+mod verdict;
+mod witness;
+mod workloads;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use holdfast_client_tests::{moment, program};
+
+use cell::{Cell, Fault, Setup, Workload};
+use record::{HISTORY, NEMESIS};
+use verdict::{Judgement, Verdict};
+
+/// The exit code of what could not be run.
+const COULD_NOT_RUN: u8 = 4;
+
+#[derive(Parser)]
+#[command(about = "Runs a cluster under real faults and checks what clients were told")]
+struct Cli {
+    #[command(subcommand)]
+    what: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one cell.
+    Run {
+        #[arg(long)]
+        workload: Workload,
+        #[arg(long)]
+        fault: Fault,
+        /// Where the record goes.
+        #[arg(long)]
+        out: PathBuf,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Runs several cells and says of each what came out.
+    Matrix {
+        /// WORKLOAD:FAULT, with spaces between them.
+        #[arg(long)]
+        cells: String,
+        /// Where the records go, a directory each.
+        #[arg(long)]
+        out: PathBuf,
+        /// How many run at the same time.
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Judges a record again.
+    Check { dir: PathBuf },
+    /// Writes the page about a record again.
+    Report { dir: PathBuf },
+}
+
+#[derive(Args, Clone)]
+pub struct Options {
+    /// How long clients work.
+    #[arg(long, default_value_t = 45)]
+    seconds: u64,
+    #[arg(long, default_value_t = 3)]
+    members: usize,
+    /// Of all choices; a new one if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The program under test: HOLDFAST_BIN or the newest build, if not given.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Acknowledged operations a second before the first fault, below which it is no test; depends on
+    /// the workload, if not given.
+    #[arg(long)]
+    least_rate: Option<f64>,
+    /// Hold serializable reads to be linearizable, which they are not: shows that the check finds it.
+    #[arg(long)]
+    treat_serializable_as_linearizable: bool,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().what) {
+        Ok(code) => ExitCode::from(code),
+        Err(complaint) => {
+            eprintln!("{complaint}");
+            ExitCode::from(COULD_NOT_RUN)
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<u8, String> {
+    match command {
+        Command::Run { workload, fault, out, options } => {
+            run_cell(Cell { workload, fault }, &out, &options)
+        }
+        Command::Matrix { cells, out, at_once, options } => {
+            let cells: Result<Vec<Cell>, String> =
+                cells.split_whitespace().map(str::parse).collect();
+            matrix::run(&cells?, &out, at_once, &options)
+        }
+        Command::Check { dir } => {
+            let judgement = judge(&dir)?;
+            print(&judgement);
+            Ok(judgement.verdict.code())
+        }
+        Command::Report { dir } => {
+            let judgement = judge(&dir)?;
+            write_page(&dir, &judgement)?;
+            Ok(0)
+        }
+    }
+}
+
+fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
+    if !(3..=5).contains(&options.members) {
+        return Err("three to five members".to_owned());
+    }
+    let binary = match &options.binary {
+        Some(binary) => binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?,
+        None => program::program().to_owned(),
+    };
+    inside::enter(&binary)?;
+    moment::origin();
+    let setup = Setup {
+        workload: cell.workload,
+        fault: cell.fault,
+        seconds: options.seconds,
+        members: options.members,
+        seed: options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
+        least_rate: options.least_rate.unwrap_or_else(|| cell.workload.least_rate()),
+        treat_serializable_as_linearizable: options.treat_serializable_as_linearizable,
+        version: run::version_of(&binary)?,
+        binary: binary.to_string_lossy().into_owned(),
+    };
+    println!("{cell} for {} s, seed {}, {}", setup.seconds, setup.seed, setup.version);
+    std::fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    let out = out.canonicalize().map_err(|e| e.to_string())?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let ran = runtime.map_err(|e| e.to_string())?.block_on(async {
+        tokio::select! {
+            ran = run::run(&setup, &out) => ran,
+            _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+        }
+    });
+    // What the members kept is of use only with a violation, and large.
+    let keep = || -> Result<(), String> {
+        for (what, entry) in [("data", out.join("data"))] {
+            if entry.exists() {
+                std::fs::remove_dir_all(&entry).map_err(|e| format!("{what}: {e}"))?;
+            }
+        }
+        for member in 0..setup.members {
+            let image = out.join(format!("disk-{member}.img"));
+            if image.exists() {
+                std::fs::remove_file(&image).map_err(|e| format!("{}: {e}", image.display()))?;
+            }
+        }
+        Ok(())
+    };
+    ran?;
+    let judgement = judge(&out)?;
+    let text = serde_json::to_string_pretty(&judgement).map_err(|e| e.to_string())?;
+    std::fs::write(out.join("verdict.json"), text).map_err(|e| e.to_string())?;
+    write_page(&out, &judgement)?;
+    print(&judgement);
+    println!("    {}", out.display());
+    if judgement.verdict != Verdict::Violated {
+        keep()?;
+    }
+    Ok(judgement.verdict.code())
+}
+
+fn judge(dir: &Path) -> Result<Judgement, String> {
+    verdict::judge(&record::read(&dir.join(HISTORY))?, &record::read(&dir.join(NEMESIS))?)
+}
+
+fn write_page(dir: &Path, judgement: &Judgement) -> Result<(), String> {
+    let lines: Vec<record::Line> = record::read(&dir.join(HISTORY))?;
+    let deeds: Vec<record::Deed> = record::read(&dir.join(NEMESIS))?;
+    let path = dir.join("report.html");
+    std::fs::write(&path, report::page(judgement, &lines, &deeds))
+        .map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn print(judgement: &Judgement) {
+    let Judgement { verdict, cell, seed, rate, acknowledged, faults, .. } = judgement;
+    println!(
+        "{verdict} {cell}: {rate:.0}/s before the first of {faults} faults, {acknowledged} acknowledged, seed {seed}"
+    );
+    for fact in &judgement.facts {
+        println!("    {fact}");
+    }
+    for why in &judgement.invalid {
+        println!("    INVALID: {why}");
+    }
+    for what in &judgement.violations {
+        println!("    VIOLATED: {what}");
+    }
+}

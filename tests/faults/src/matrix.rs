@@ -1,0 +1,81 @@
+//! Several cells, each a process of its own, some of them at the same time.
+
+use std::path::Path;
+use std::process::{Child, Command};
+
+use crate::Options;
+use crate::cell::Cell;
+
+/// Runs the cells and gives the exit code of the worst: a violation, then one that could not be run,
+/// then one that was no test.
+///
+/// # Errors
+///
+/// If this program cannot be started again.
+pub fn run(cells: &[Cell], out: &Path, at_once: usize, options: &Options) -> Result<u8, String> {
+    let mut waiting = cells.iter();
+    let mut running: Vec<(Cell, Child)> = Vec::new();
+    let mut outcomes = Vec::new();
+    loop {
+        while running.len() < at_once.max(1)
+            && let Some(cell) = waiting.next()
+        {
+            running.push((*cell, start(*cell, out, options)?));
+        }
+        if running.is_empty() {
+            break;
+        }
+        let mut ended = Vec::new();
+        for (at, (_, child)) in running.iter_mut().enumerate() {
+            if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+                ended.push((at, status.code()));
+            }
+        }
+        for (at, code) in ended.into_iter().rev() {
+            outcomes.push((running.remove(at).0, code));
+        }
+        // There is no event for the end of any one of several children without more machinery.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    println!("\n{:<32} outcome", "cell");
+    for (cell, code) in &outcomes {
+        let outcome = match code {
+            Some(0) => "passed",
+            Some(1) => "VIOLATED",
+            Some(3) => "INVALID",
+            _ => "could not be run",
+        };
+        println!("{:<32} {outcome}", cell.to_string());
+    }
+    let any = |wanted| outcomes.iter().any(|(_, code)| *code == Some(wanted));
+    let broken = outcomes.iter().any(|(_, code)| !matches!(code, Some(0 | 1 | 3)));
+    Ok(match (any(1), broken, any(3)) {
+        (true, ..) => 1,
+        (_, true, _) => crate::COULD_NOT_RUN,
+        (_, _, true) => 3,
+        _ => 0,
+    })
+}
+
+fn start(cell: Cell, out: &Path, options: &Options) -> Result<Child, String> {
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let (workload, fault) = cell.names();
+    let mut command = Command::new(own);
+    command.args(["run", "--workload", &workload, "--fault", &fault, "--out"]);
+    command.arg(out.join(cell.file_name()));
+    command.args(["--seconds", &options.seconds.to_string()]);
+    command.args(["--members", &options.members.to_string()]);
+    if let Some(seed) = options.seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    if let Some(binary) = &options.binary {
+        command.arg("--binary").arg(binary);
+    }
+    if let Some(rate) = options.least_rate {
+        command.args(["--least-rate", &rate.to_string()]);
+    }
+    if options.treat_serializable_as_linearizable {
+        command.arg("--treat-serializable-as-linearizable");
+    }
+    command.spawn().map_err(|e| format!("{cell}: {e}"))
+}

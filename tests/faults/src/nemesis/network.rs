@@ -1,0 +1,69 @@
+//! Faults of the network between members. Clients reach all of them all the time.
+
+use rand::Rng;
+
+use super::{Injected, Nemesis, Undo};
+use crate::cell::Fault;
+use crate::net::{Way, between, ring};
+
+const LOST_PERCENT: u32 = 20;
+
+impl Nemesis<'_> {
+    pub(super) fn disconnect(&mut self, fault: Fault, leader: usize) -> Result<Injected, String> {
+        let size = self.members.size();
+        let everyone: Vec<usize> = (0..size).collect();
+        let (targets, ways, how): (Vec<usize>, Vec<Way>, String) = match fault {
+            Fault::PartitionLeader => {
+                let ways = between(&[leader], &self.others(&[leader]));
+                (vec![leader], ways, format!("leader {leader} is alone"))
+            }
+            Fault::PartitionMinority => {
+                let mut targets = vec![self.a_follower(leader)];
+                while targets.len() < self.minority() {
+                    let beside: Vec<usize> = [&targets[..], &[leader]].concat();
+                    targets.push(self.others(&beside)[0]);
+                }
+                let ways = between(&targets, &self.others(&targets));
+                let how = format!("{targets:?} are apart from leader {leader}");
+                (targets, ways, how)
+            }
+            Fault::PartitionOneWay => {
+                let deaf = self.random.random_bool(0.5);
+                let to = |other: usize| if deaf { (other, leader) } else { (leader, other) };
+                let ways = self.others(&[leader]).into_iter().map(to).collect();
+                let what = if deaf { "hears nobody" } else { "is heard by nobody" };
+                (vec![leader], ways, format!("leader {leader} {what}"))
+            }
+            Fault::PartitionRing => {
+                // Now the leader keeps its links, now another does.
+                let keep = self.random.random_range(0..size);
+                (
+                    everyone.clone(),
+                    ring(size, keep),
+                    format!("{keep} keeps its links, leader {leader}"),
+                )
+            }
+            Fault::Lossy => {
+                self.net.lose(LOST_PERCENT)?;
+                let how = format!("{LOST_PERCENT} % of all packets are lost");
+                let undo = Undo::Connect;
+                return Ok(Injected { targets: everyone, how, well: vec![], should: 0, undo });
+            }
+            other => unreachable!("{other:?} is no fault of the network"),
+        };
+        self.net.cut(&ways)?;
+        // In a ring somebody has a majority, but not everybody reaches the leader.
+        let (well, should) = match fault {
+            Fault::PartitionRing => (everyone, 1),
+            _ => (self.others(&targets), size - targets.len()),
+        };
+        Ok(Injected { targets, how, well, should, undo: Undo::Connect })
+    }
+
+    pub(super) fn confirm_disconnected(&self) -> Result<String, String> {
+        match self.net.dropped()? {
+            0 => Err("no packet was dropped".to_owned()),
+            packets => Ok(format!("{packets} packets dropped")),
+        }
+    }
+}
