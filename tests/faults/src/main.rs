@@ -167,21 +167,6 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
             _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
         }
     });
-    // What the members kept is of use only with a violation, and large.
-    let keep = || -> Result<(), String> {
-        for (what, entry) in [("data", out.join("data"))] {
-            if entry.exists() {
-                std::fs::remove_dir_all(&entry).map_err(|e| format!("{what}: {e}"))?;
-            }
-        }
-        for member in 0..setup.members {
-            let image = out.join(format!("disk-{member}.img"));
-            if image.exists() {
-                std::fs::remove_file(&image).map_err(|e| format!("{}: {e}", image.display()))?;
-            }
-        }
-        Ok(())
-    };
     ran?;
     let judgement = judge(&out)?;
     let text = serde_json::to_string_pretty(&judgement).map_err(|e| e.to_string())?;
@@ -190,9 +175,25 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
     print(&judgement);
     println!("    {}", out.display());
     if judgement.verdict != Verdict::Violated {
-        keep()?;
+        // What the members kept is of use only with a violation, and large.
+        remove_data(&out)?;
     }
     Ok(judgement.verdict.code())
+}
+
+fn remove_data(out: &Path) -> Result<(), String> {
+    for entry in std::fs::read_dir(out).map_err(|e| e.to_string())? {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        let removed = if path.ends_with("data") {
+            std::fs::remove_dir_all(&path)
+        } else if path.extension().is_some_and(|e| e == "img") {
+            std::fs::remove_file(&path)
+        } else {
+            Ok(())
+        };
+        removed.map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn judge(dir: &Path) -> Result<Judgement, String> {

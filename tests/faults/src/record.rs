@@ -74,6 +74,11 @@ pub enum Outcome {
 }
 
 impl Line {
+    /// What the witness tells of one revision.
+    pub fn told(&self) -> Option<&Told> {
+        if let Line::Revision(told) = self { Some(told) } else { None }
+    }
+
     /// The call that this line is about.
     pub fn span(&self) -> Option<Span> {
         let span = |member, began: Instant, ended: Instant, outcome| {

@@ -208,8 +208,7 @@ impl Judge<'_> {
     }
 
     fn told(&self) -> Vec<&Told> {
-        let told = |l| if let &Line::Revision(ref told) = l { Some(told) } else { None };
-        self.lines.iter().filter_map(told).collect()
+        self.lines.iter().filter_map(Line::told).collect()
     }
 
     fn workload(&mut self) {

@@ -132,7 +132,7 @@ impl Nemesis<'_> {
         }
     }
 
-    pub(super) fn restore(&mut self, member: usize, saved: &PathBuf) -> Result<String, String> {
+    pub(super) fn restore(&mut self, member: usize, saved: &Path) -> Result<String, String> {
         let data = self.members.data(member).to_owned();
         let refused = self.members.ended(member).is_some();
         let (from, to) = (saved.to_string_lossy(), data.to_string_lossy());
