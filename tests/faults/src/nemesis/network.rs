@@ -35,13 +35,11 @@ impl Nemesis<'_> {
                 (vec![leader], ways, format!("leader {leader} {what}"))
             }
             Fault::PartitionRing => {
-                // Now the leader keeps its links, now another does.
-                let keep = self.random.random_range(0..size);
-                (
-                    everyone.clone(),
-                    ring(size, keep),
-                    format!("{keep} keeps its links, leader {leader}"),
-                )
+                // Followers have nothing to say to each other: a leader that kept all its links would
+                // not notice.
+                let keep = self.a_follower(leader);
+                let how = format!("{keep} keeps its links, leader {leader} does not");
+                (everyone.clone(), ring(size, keep), how)
             }
             Fault::Lossy => {
                 self.net.lose(LOST_PERCENT)?;
@@ -52,9 +50,9 @@ impl Nemesis<'_> {
             other => unreachable!("{other:?} is no fault of the network"),
         };
         self.net.cut(&ways)?;
-        // In a ring somebody has a majority, but not everybody reaches the leader.
+        // In a ring the leader has a majority, but not everybody reaches the leader.
         let (well, should) = match fault {
-            Fault::PartitionRing => (everyone, 1),
+            Fault::PartitionRing => (everyone, size / 2 + 1),
             _ => (self.others(&targets), size - targets.len()),
         };
         Ok(Injected { targets, how, well, should, undo: Undo::Connect })

@@ -9,7 +9,7 @@ use holdfast_client_tests::wire::Wire;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::{Injected, Nemesis, Undo};
+use super::{Injected, Nemesis, RECOVERY, Undo};
 use crate::shell::run;
 
 /// What a slow disk lets through.
@@ -152,6 +152,7 @@ impl Nemesis<'_> {
     /// Stops a follower, has the others go so far on that they no longer keep what it misses, and
     /// compacts the history behind the witnesses.
     pub(super) async fn leave_behind(&mut self, leader: usize) -> Result<Injected, String> {
+        let leader = if self.rounds == 0 { leader } else { self.change_leader(leader).await? };
         let target = self.a_follower(leader);
         let before = self.state_of(target)?;
         // The witnesses must have seen what is compacted, and the target's will see no more.
@@ -181,6 +182,19 @@ impl Nemesis<'_> {
         let should = well.len();
         let undo = Undo::Snapshot(target, before);
         Ok(Injected { targets: vec![target], how, well, should, undo })
+    }
+
+    /// Kills the leader, starts it again, and gives who leads when all serve. A leader that has sent a
+    /// snapshot keeps its log for half a minute, and so would have no reason to send another.
+    async fn change_leader(&mut self, leader: usize) -> Result<usize, String> {
+        self.members.kill(leader);
+        let others = self.others(&[leader]);
+        let next = self.members.leader(&others, RECOVERY / 2).await.ok_or("nobody else leads")?;
+        self.members.start(leader)?;
+        match self.members.not_serving(&self.others(&[]), RECOVERY).await {
+            left if left.is_empty() => Ok(next),
+            left => Err(format!("{left:?} do not serve after the leader was killed")),
+        }
     }
 
     /// Which state a member uses. A snapshot makes it use another.

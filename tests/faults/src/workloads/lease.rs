@@ -161,7 +161,8 @@ impl Tenancy<'_> {
             } else {
                 self.note(Asked::TimeToLive, async {
                     let left = leases.lease_time_to_live(lease, None).await;
-                    answer(left.map(|left| left.ttl() > 0))
+                    // Whole seconds that are left: 0 in the last of them, -1 when it is gone.
+                    answer(left.map(|left| left.ttl() >= 0))
                 })
                 .await
             };
