@@ -63,6 +63,8 @@ pub struct Nemesis<'a> {
     rounds: usize,
     /// What `all` still has to do before it begins anew.
     left: Vec<Fault>,
+    /// Who is the last to have sent a snapshot.
+    sent_snapshot: Option<usize>,
 }
 
 /// A fault that is there.
@@ -101,8 +103,18 @@ impl<'a> Nemesis<'a> {
         setup: &'a Setup,
     ) -> Nemesis<'a> {
         let random = StdRng::seed_from_u64(setup.seed.wrapping_mul(31));
-        let left = Vec::new();
-        Nemesis { members, net, disks, witnesses, deeds, random, setup, rounds: 0, left }
+        Nemesis {
+            members,
+            net,
+            disks,
+            witnesses,
+            deeds,
+            random,
+            setup,
+            rounds: 0,
+            left: Vec::new(),
+            sent_snapshot: None,
+        }
     }
 
     /// One fault from its beginning to when all members serve again; whether another makes sense.
