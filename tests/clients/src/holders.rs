@@ -415,6 +415,7 @@ impl Run {
                 own = None;
             }
             if !kept {
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
                 if let Some(lease) = own.take() {
                     self.retire(&mut random, lease).await;
                 }
