@@ -167,7 +167,10 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
             _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
         }
     });
-    ran?;
+    if let Err(complaint) = ran {
+        remove_data(&out)?;
+        return Err(complaint);
+    }
     let judgement = judge(&out)?;
     let text = serde_json::to_string_pretty(&judgement).map_err(|e| e.to_string())?;
     std::fs::write(out.join("verdict.json"), text).map_err(|e| e.to_string())?;

@@ -87,8 +87,15 @@ pub fn judge(lines: &[Line], deeds: &[Deed]) -> Result<Judgement, String> {
         _ => None,
     });
     let setup = setup.ok_or("the record says nothing of what was run")?;
-    let mut judge =
-        Judge { setup, lines, deeds, violations: vec![], invalid: vec![], facts: vec![] };
+    let mut judge = Judge {
+        setup,
+        lines,
+        deeds,
+        violations: Vec::new(),
+        invalid: Vec::new(),
+        facts: Vec::new(),
+        compared: false,
+    };
     let (rate, acknowledged) = judge.load();
     let faults = judge.nemesis();
     judge.clients();
@@ -115,6 +122,8 @@ struct Judge<'a> {
     violations: Vec<String>,
     invalid: Vec<String>,
     facts: Vec<String>,
+    /// Whether the hashes of two members were compared at all.
+    compared: bool,
 }
 
 impl Judge<'_> {
@@ -169,6 +178,7 @@ impl Judge<'_> {
                 )),
                 What::Hashes { revision, hashes } => {
                     let told: Vec<(u32, i64)> = hashes.iter().copied().flatten().collect();
+                    self.compared |= told.len() > 1;
                     // Where compaction stands may differ for a moment, and then so do the hashes.
                     let apart = |a: &(u32, i64), b: &(u32, i64)| a.1 == b.1 && a.0 != b.0;
                     if told.iter().any(|a| told.iter().any(|b| apart(a, b))) {
@@ -187,6 +197,9 @@ impl Judge<'_> {
         };
         if count < least {
             self.invalid.push(format!("{count} faults took hold, at least {least} are asked for"));
+        }
+        if !self.compared {
+            self.invalid.push("no two members' hashes were compared".to_owned());
         }
         if !self.deeds.iter().any(|d| matches!(d.what, What::Over)) {
             self.invalid.push("the run did not come to its end".to_owned());
@@ -333,3 +346,7 @@ impl Judge<'_> {
 fn seconds(at: Instant) -> String {
     format!("{:.1} s", holdfast_client_tests::moment::micros(at) as f64 / 1e6)
 }
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;
