@@ -91,12 +91,10 @@ async fn whole_run(
     tokio::time::sleep(QUIET).await;
     let until = began + Duration::from_secs(setup.seconds);
     let mut nemesis = Nemesis::new(members, net, disks, witnesses.as_ref(), deeds, setup);
-    if setup.fault == Fault::None {
-        tokio::time::sleep_until(until).await;
-    } else {
+    if setup.fault != Fault::None {
         while Instant::now() + TAIL < until && nemesis.round().await {}
-        tokio::time::sleep(TAIL).await;
     }
+    tokio::time::sleep_until(until.max(Instant::now() + TAIL)).await;
     deeds.note(What::Over);
     // What a client panics with is part of the record.
     let stopping = tokio::spawn({

@@ -192,6 +192,7 @@ impl Judge<'_> {
         let count = self.deeds.iter().filter(|d| matches!(d.what, What::TookHold { .. })).count();
         let least = match (self.setup.fault, self.setup.seconds >= LONG_SECONDS) {
             (Fault::None, _) => 0,
+            (Fault::Snapshot, _) => 1,
             (_, true) => LEAST_FAULTS,
             (_, false) => 1,
         };

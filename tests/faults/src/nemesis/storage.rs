@@ -22,8 +22,10 @@ const SLOW_SYNC: Duration = Duration::from_millis(40);
 const REFUSAL: Duration = Duration::from_secs(8);
 
 /// More entries than the others keep behind a snapshot, which is 5,000.
-const ENTRIES_BEHIND: usize = 7000;
+const ENTRIES_BEHIND: usize = 8000;
 const FILLERS: usize = 32;
+/// In which a follower makes the snapshots that are due and drops its log behind them.
+const UNTIL_PURGED: Duration = Duration::from_millis(2500);
 
 impl Nemesis<'_> {
     pub(super) fn slow_disk(&mut self, leader: usize) -> Result<Injected, String> {
@@ -153,12 +155,7 @@ impl Nemesis<'_> {
     /// Stops a follower, has the others go so far on that they no longer keep what it misses, and
     /// compacts the history behind the witnesses.
     pub(super) async fn leave_behind(&mut self, leader: usize) -> Result<Injected, String> {
-        // Who has sent a snapshot keeps its log for half a minute, so it had better be the one that
-        // needs the next.
-        let target = match self.sent_snapshot {
-            Some(sender) if sender != leader => sender,
-            _ => self.a_follower(leader),
-        };
+        let target = self.a_follower(leader);
         let before = self.state_of(target)?;
         // The witnesses must have seen what is compacted, and the target's will see no more.
         let revision = self.witnesses.map_or(0, |w| w.seen_by_all());
@@ -183,10 +180,11 @@ impl Nemesis<'_> {
             compacted.map_err(|e| format!("compaction: {e}"))?;
             how += &format!(", compacted to {revision}");
         }
+        // Nothing tells from outside how far a member's log goes back.
+        tokio::time::sleep(UNTIL_PURGED).await;
         // The leader may keep for the target what it still tries to send. Another, which was a follower
         // until now, has kept nothing.
         self.hand_over(leader).await?;
-        self.sent_snapshot = Some(self.others(&[leader, target])[0]);
         let well = self.others(&[target]);
         let should = well.len();
         let undo = Undo::Snapshot(target, before);
