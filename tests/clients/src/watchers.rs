@@ -433,6 +433,8 @@ struct Reader {
     /// The members it may read from.
     members: Vec<usize>,
     watches: Vec<Watch>,
+    /// Where the latest of the watches on its stream begins.
+    ahead: i64,
     /// Its place in [`Run::seen`]; `None` for the sleeper, which nothing waits for.
     place: Option<usize>,
     /// What comes of it at random: to leave, and to pause.
@@ -453,6 +455,7 @@ impl Reader {
             random: run.random(who),
             members: (0..run.endpoints.len()).collect(),
             watches: interests.into_iter().map(watch).collect(),
+            ahead: 0,
             place,
             restless: true,
         }
@@ -520,7 +523,9 @@ impl Reader {
                         break;
                     }
                     _ = progress.tick() => {
-                        if self.run.give_up.load(Ordering::Relaxed) {
+                        let last = self.run.last.load(Ordering::Relaxed);
+                        let ahead = last > 0 && self.ahead > last;
+                        if ahead || self.run.give_up.load(Ordering::Relaxed) {
                             return Ok(());
                         }
                         call.ask(WatchUnion::Progress(WatchProgress {}));
@@ -540,8 +545,15 @@ impl Reader {
             let id = i64::try_from(id).expect("few") + 1;
             wire::create(watch.record.interest.create(id, watch.next, fragment))
         };
-        let requests = self.watches.iter().enumerate().map(create).collect();
-        for watch in &mut self.watches {
+        // Progress is told of a whole stream, and not before its latest watch has begun: one that has
+        // seen the end would wait for what never comes, and keep the others waiting.
+        let last = self.run.last.load(Ordering::Relaxed);
+        let wants = |watch: &Watch| last == 0 || watch.next <= last;
+        let watches = self.watches.iter().enumerate();
+        let requests = watches.filter(|(_, watch)| wants(watch)).map(create).collect();
+        self.ahead = 0;
+        for watch in self.watches.iter_mut().filter(|watch| wants(watch)) {
+            self.ahead = self.ahead.max(watch.next);
             watch.record.notes.push(Note::Began { from: watch.next });
         }
         let endpoint = &self.run.endpoints[member];

@@ -101,8 +101,8 @@ impl Workload {
     /// elections and leases mostly wait, for each other and for time to pass.
     pub fn least_rate(self) -> f64 {
         match self {
-            Workload::Register | Workload::Lock | Workload::Txn => 300.0,
-            Workload::Watch | Workload::Election => 200.0,
+            Workload::Register | Workload::Txn => 300.0,
+            Workload::Watch | Workload::Lock | Workload::Election => 200.0,
             Workload::Lease => 50.0,
         }
     }
