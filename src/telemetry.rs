@@ -112,6 +112,8 @@ fn targets(level: LogLevel) -> Targets {
     Targets::new()
         .with_default(level.filter().min(LevelFilter::WARN))
         .with_target(env!("CARGO_CRATE_NAME"), level.filter())
+        // It warns where there is no program `sync`; `storage/sled.rs` does that itself.
+        .with_target("sled", level.filter().min(LevelFilter::ERROR))
 }
 
 struct LineFormat {

@@ -137,6 +137,12 @@ fn open_db(path: &Path, cache_bytes: usize) -> io::Result<Db> {
         .zstd_compression_level(ZSTD_LEVEL)
         .flush_every_ms(Some(FLUSHER_INTERVAL_MS));
     let open = || {
+        // What a killed process has written and not synced is read back from memory, and recovery
+        // builds on it: so it has to be on the disk first. sled runs the program `sync` for that,
+        // which an image with nothing but a static binary has not.
+        if path.is_dir() {
+            rustix::fs::syncfs(std::fs::File::open(path)?)?;
+        }
         flushed::check(&OsVfs, path)?;
         let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
         let opened = opened.unwrap_or_else(|_| Err(io::ErrorKind::InvalidData.into()));
