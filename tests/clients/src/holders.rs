@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, EventType, GetOptions, LeaderKey, ProclaimOptions,
-    PutOptions, ResignOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, WatchOptions,
+    Client, Compare, CompareOp, Error, EventType, GetOptions, KeyValue, LeaderKey, ProclaimOptions,
+    PutOptions, ResignOptions, ResponseHeader, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -39,6 +40,9 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 /// A key that is first of its queue for so long is nobody's: the janitor takes its lease away. Longer
 /// than the limits, so that the check finds it all the same.
 const JANITOR: Duration = Duration::from_secs(5);
+
+/// Those who follow who leads.
+const OBSERVERS: u64 = 4;
 
 /// Everything that the clients share.
 pub struct Run {
@@ -152,6 +156,9 @@ impl Crowd {
         for client in 0..clients {
             tasks.spawn(run.clone().live(client));
         }
+        for observer in 0..OBSERVERS {
+            tasks.spawn(run.clone().follow(observer));
+        }
         tasks.spawn(run.clone().sweep());
         Crowd { run, clients: tasks, observer: None }
     }
@@ -236,6 +243,18 @@ async fn witness(mut client: Client, last: i64) -> Vec<Change> {
     changes
 }
 
+/// The pair of a leader, as of the revision in the header.
+fn leads(header: Option<&ResponseHeader>, kv: Option<&KeyValue>) -> Option<Answered> {
+    let kv = kv?;
+    Some(Answered::Leads {
+        revision: header?.revision(),
+        key: kv.key_str().ok()?.to_owned(),
+        create_revision: kv.create_revision(),
+        mod_revision: kv.mod_revision(),
+        value: kv.value_str().ok()?.to_owned(),
+    })
+}
+
 fn note_events(changes: &mut Vec<Change>, answer: &etcd_client::WatchResponse) {
     assert!(!answer.canceled(), "watch cancelled: {}", answer.cancel_reason());
     let seen = Instant::now();
@@ -260,6 +279,29 @@ impl Run {
 
     async fn link(&self, random: &mut StdRng) -> Link {
         Link::to(&self.endpoints[random.random_range(0..self.endpoints.len())]).await
+    }
+
+    /// Follows who leads, one name at a member after the other.
+    async fn follow(self: Arc<Self>, observer: u64) {
+        let mut random = StdRng::seed_from_u64(self.seed.wrapping_sub(1 + observer));
+        while !self.stopped() {
+            let mut link = self.link(&mut random).await;
+            let name = random.random_range(0..self.names).to_string();
+            let stream = random.random();
+            let until = Instant::now() + Duration::from_millis(random.random_range(200..4_000));
+            let began = Instant::now();
+            let opened = link.client.observe(format!("{QUEUES}{name}"));
+            let Ok(Ok(mut leaders)) = tokio::time::timeout(PATIENCE, opened).await else {
+                tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                continue;
+            };
+            while !self.stopped() && Instant::now() < until {
+                let next = tokio::time::timeout_at(until.into(), leaders.message()).await;
+                let Ok(Ok(Some(told))) = next else { break };
+                let Some(leads) = leads(told.header(), told.kv()) else { break };
+                self.push(Asked::Observe { name: name.clone(), stream }, leads, began);
+            }
+        }
     }
 
     /// The witness with its times, on whichever member is up.
@@ -576,14 +618,7 @@ impl Run {
     async fn ask_leader(&self, link: &mut Link, name: &str) {
         self.note(Asked::Leader { name: name.to_owned() }, async {
             let answer = link.client.leader(format!("{QUEUES}{name}")).await.ok()?;
-            let kv = answer.kv()?;
-            Some(Answered::Leads {
-                revision: answer.header()?.revision(),
-                key: kv.key_str().ok()?.to_owned(),
-                create_revision: kv.create_revision(),
-                mod_revision: kv.mod_revision(),
-                value: kv.value_str().ok()?.to_owned(),
-            })
+            leads(answer.header(), answer.kv())
         })
         .await;
     }

@@ -100,6 +100,11 @@ pub enum Asked {
     Leader {
         name: String,
     },
+    /// One of the leaders that a stream told of, in their order; each stream has a number.
+    Observe {
+        name: String,
+        stream: u64,
+    },
     /// The key's delete: an unlock, a resignation, a delete.
     Leave {
         key: String,
@@ -180,6 +185,7 @@ pub struct Summary {
     pub guarded_refused: usize,
     pub proclaimed: usize,
     pub leaders_seen: usize,
+    pub leaders_told: usize,
     pub lives: usize,
     pub lives_of_nobody: usize,
     /// From the end of the hold before to the answer, of grants that waited, outside of faults.
@@ -204,6 +210,16 @@ struct Life {
 impl Life {
     fn lives_at(&self, revision: i64) -> bool {
         self.token <= revision && self.ended.is_none_or(|(end, _)| revision < end)
+    }
+
+    /// From when on its put of that revision was what its queue's first key said; `None` if it never
+    /// was.
+    fn said_first_at(&self, mod_revision: i64) -> Option<i64> {
+        let put = self.values.iter().position(|(at, _)| *at == mod_revision)?;
+        let from = self.headed?.0.max(mod_revision);
+        let next = self.values.get(put + 1).map(|(at, _)| *at);
+        let until = next.into_iter().chain(self.ended.map(|(at, _)| at)).min();
+        until.is_none_or(|until| from < until).then_some(from)
     }
 
     fn heads_at(&self, revision: i64) -> bool {
@@ -600,6 +616,8 @@ impl Check<'_> {
                 by_lease.entry(lease).or_default().push((key, nth));
             }
         }
+        // How far each stream has come.
+        let mut told: HashMap<u64, i64> = HashMap::new();
         let mut found = Vec::new();
         for call in &history.calls {
             let what = || format!("{:?} answered {:?}", call.asked, call.answered);
@@ -646,6 +664,28 @@ impl Check<'_> {
                     if !fits {
                         let leader = leader.map(ToString::to_string);
                         found.push((Rule::Leader, format!("{}, but {leader:?}", what())));
+                    }
+                }
+                (
+                    Asked::Observe { name, stream },
+                    Answered::Leads { revision, key, create_revision, mod_revision, value },
+                ) => {
+                    self.summary.leaders_told += 1;
+                    let life = self
+                        .queues
+                        .get(name.as_str())
+                        .and_then(|queue| queue.of_token(key, *create_revision));
+                    let said = life.filter(|l| l.values.contains(&(*mod_revision, value.clone())));
+                    let from = said.and_then(|life| life.said_first_at(*mod_revision));
+                    let before = told.get(stream).copied().unwrap_or(0);
+                    match from {
+                        Some(from) if before < from && from <= *revision => {
+                            told.insert(*stream, from);
+                        }
+                        _ => {
+                            let what = format!("{}, but {from:?} after {before}", what());
+                            found.push((Rule::Leader, what));
+                        }
                     }
                 }
                 (Asked::Leave { key }, Answered::Done { revision }) => {

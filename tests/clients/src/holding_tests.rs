@@ -343,6 +343,43 @@ fn what_is_wrong_about_the_leader_is_found() {
 }
 
 #[test]
+fn a_stream_that_tells_of_who_did_not_lead_or_goes_backward_is_found() {
+    let tells = |story: &mut Story, at: i64, key: &str, token: i64, modified: i64, value: &str| {
+        let (key, value) = (key.to_owned(), value.to_owned());
+        let (create_revision, mod_revision) = (token, modified);
+        let leads = Answered::Leads { revision: at, key, create_revision, mod_revision, value };
+        story.call(at, at, Asked::Observe { name: "m".to_owned(), stream: 1 }, leads);
+    };
+    let proclaimed = || {
+        let mut story = in_turn();
+        story.change(13, B, 3, "mine");
+        story.history.changes.sort_by_key(|c| c.revision);
+        let asked = Asked::Proclaim { key: B.to_owned(), token: 3, value: "mine".to_owned() };
+        story.call(13, 13, asked, Answered::Done { revision: 13 });
+        story
+    };
+    let mut story = proclaimed();
+    tells(&mut story, 5, A, 2, 2, "");
+    tells(&mut story, 11, B, 3, 3, "");
+    tells(&mut story, 14, B, 3, 13, "mine");
+    assert_eq!(story.good().leaders_told, 3);
+    // Before its time, with a value it never had, of another key's token.
+    for (at, key, token, modified, value) in
+        [(9, B, 3, 3, ""), (13, B, 3, 13, "yours"), (13, B, 4, 13, "mine")]
+    {
+        let mut story = proclaimed();
+        tells(&mut story, at, key, token, modified, value);
+        story.finds(Rule::Leader);
+    }
+    for (first, second) in [((14, 13, "mine"), (14, 3, "")), ((14, 13, "mine"), (14, 13, "mine"))] {
+        let mut story = proclaimed();
+        tells(&mut story, first.0, B, 3, first.1, first.2);
+        tells(&mut story, second.0, B, 3, second.1, second.2);
+        story.finds(Rule::Leader);
+    }
+}
+
+#[test]
 fn an_answer_from_the_past_is_found() {
     let mut story = in_turn();
     story.call(9, 12, Asked::Revoke { lease: 9 }, Answered::Done { revision: 12 });

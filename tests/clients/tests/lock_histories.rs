@@ -92,4 +92,5 @@ async fn locks_and_leaderships_keep_their_promises_while_everything_happens() {
     assert!(summary.waited > goal / 4 && summary.guarded > goal / 4, "{counts:?}");
     assert!(summary.given_up > 0 && summary.guarded_refused > 0, "{counts:?}");
     assert!(summary.proclaimed > 0 && summary.leaders_seen > 0, "{counts:?}");
+    assert!(summary.leaders_told > 0, "{counts:?}");
 }
