@@ -1,12 +1,14 @@
 //! The process around a member: its listeners, its start, and its end.
 
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use sd_notify::NotifyState;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -23,7 +25,7 @@ use crate::gather::Gathered;
 use crate::node::bootstrap;
 use crate::node::{
     ForwardService, Identity, IntroductionService, Limits, MembersService, RunningMember, Settings,
-    World, told,
+    Sizes, World, told,
 };
 use crate::pb::peer::forward_server::ForwardServer;
 use crate::pb::peer::introduction_server::IntroductionServer;
@@ -31,7 +33,7 @@ use crate::pb::peer::membership_server::MembershipServer;
 use crate::pb::peer::queue_server::QueueServer;
 use crate::pb::peer::raft_server::RaftServer;
 use crate::raft::frame::MAX_FRAME_BYTES;
-use crate::raft::links::PeerCheck;
+use crate::raft::links::{PeerCheck, Tcp};
 use crate::raft::traffic::Incoming;
 use crate::raft::types::PeerNode;
 use crate::storage::SledEngines;
@@ -81,6 +83,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     let peers = listen(&config.listen_peer, "--listen-peer-urls").await?;
     let metrics = listen(&config.listen_metrics, "--listen-metrics-urls").await?;
     let world = World {
+        dial: Arc::new(Tcp),
         clock: Arc::new(SystemClock::new()),
         entropy: Arc::new(SystemEntropy),
         vfs: Arc::new(OsVfs),
@@ -163,7 +166,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
 }
 
 /// What a member is told of what its flags say.
-pub(crate) fn settings(config: &Config) -> Settings {
+pub fn settings(config: &Config) -> Settings {
     let ids = config.initial_member_ids();
     let members = config.initial_cluster.iter().zip(ids);
     Settings {
@@ -194,6 +197,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
             election_timeout: config.election_timeout,
             quota_bytes: config.quota_bytes,
         },
+        sizes: Sizes::default(),
     }
 }
 
@@ -246,6 +250,19 @@ async fn listen(urls: &[ListenUrl], flag: &str) -> Result<Vec<TcpListener>, Serv
     Ok(listeners)
 }
 
+/// What a connection is made of.
+pub trait Wire: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Wire for S {}
+
+const PEER_CONNECTIONS: Connections = Connections {
+    streams: PEER_STREAMS,
+    stream_window_bytes: PEER_STREAM_WINDOW_BYTES,
+    connection_window_bytes: PEER_CONNECTION_WINDOW_BYTES,
+    keepalive_interval: Some(PEER_KEEP_ALIVE_INTERVAL),
+    keepalive_timeout: PEER_KEEP_ALIVE_TIMEOUT,
+};
+
 /// What the connections of a listener may do.
 #[derive(Clone, Copy)]
 struct Connections {
@@ -275,25 +292,39 @@ fn serve(
 ) {
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let incoming = incoming.map_ok(|stream| Gathered(Tracked::new(stream)));
-        let mut stopped = stopped.clone();
-        let routes = routes.clone();
-        servers.spawn(async move {
-            let stop = async move {
-                if stopped.wait_for(|stopped| *stopped).await.is_err() {
-                    std::future::pending().await
-                }
-            };
-            let mut server = builder(connections);
-            let server = server.add_routes(routes);
-            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
-                tracing::error!(%error, "a listener ended");
-            }
-        });
+        let incoming = incoming.map_ok(Tracked::new);
+        servers.spawn(serve_one(incoming, routes.clone(), stopped.clone(), connections));
+    }
+}
+
+async fn serve_one<S: Wire>(
+    incoming: impl Stream<Item = io::Result<Tracked<S>>>,
+    routes: Routes,
+    mut stopped: watch::Receiver<bool>,
+    connections: Connections,
+) {
+    let stop = async move {
+        if stopped.wait_for(|stopped| *stopped).await.is_err() {
+            std::future::pending().await
+        }
+    };
+    let mut server = builder(connections);
+    let server = server.add_routes(routes);
+    let incoming = incoming.map_ok(Gathered);
+    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
+        tracing::error!(%error, "a listener ended");
     }
 }
 
 fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<()> {
+    let mut servers = JoinSet::new();
+    // Peers are served until the member has stopped.
+    let (_, never) = watch::channel(false);
+    serve(&mut servers, listeners, &peer_routes(member), &never, PEER_CONNECTIONS);
+    servers
+}
+
+fn peer_routes(member: &RunningMember) -> Routes {
     let identity = member.node.identity();
     let check = PeerCheck {
         cluster: identity.cluster_id,
@@ -315,24 +346,43 @@ fn serve_peers(member: &RunningMember, listeners: Vec<TcpListener>) -> JoinSet<(
     let forward = Incoming::new(forward, traffic.clone());
     let queue = Incoming::new(queue, traffic.clone());
     let membership = Incoming::new(membership, traffic.clone());
-    let router = Routes::new(tower::Layer::layer(&checked(check.clone()), raft))
+    Routes::new(tower::Layer::layer(&checked(check.clone()), raft))
         .add_service(tower::Layer::layer(&checked(check.clone()), forward))
         .add_service(tower::Layer::layer(&checked(check.clone()), queue))
         .add_service(tower::Layer::layer(&checked(check), membership))
         // Who asks for it cannot sign yet.
-        .add_service(introduction);
+        .add_service(introduction)
+}
+
+/// Runs a member in a world of the caller's until it cannot go on, and returns why: for simulations.
+/// Dropped, it is gone as a process that was killed.
+///
+/// # Errors
+///
+/// When it cannot start.
+pub async fn run_in<S: Wire>(
+    config: &Config,
+    settings: &Settings,
+    world: World,
+    clients: impl Stream<Item = io::Result<Tracked<S>>> + Send + 'static,
+    peers: impl Stream<Item = io::Result<Tracked<S>>> + Send + 'static,
+) -> Result<String, ServerError> {
+    let (member, mut faults) = bootstrap::start(settings, world).await?;
+    let (_stop, stopped) = watch::channel(false);
     let mut servers = JoinSet::new();
-    // Peers are served until the member has stopped.
-    let (_, never) = watch::channel(false);
-    let connections = Connections {
-        streams: PEER_STREAMS,
-        stream_window_bytes: PEER_STREAM_WINDOW_BYTES,
-        connection_window_bytes: PEER_CONNECTION_WINDOW_BYTES,
-        keepalive_interval: Some(PEER_KEEP_ALIVE_INTERVAL),
-        keepalive_timeout: PEER_KEEP_ALIVE_TIMEOUT,
+    servers.spawn(serve_one(peers, peer_routes(&member), stopped.clone(), PEER_CONNECTIONS));
+    let node = member.node.clone();
+    let serve = async {
+        node.recovered().await.map_err(|_| ServerError::NotReady)?;
+        let routes = Routes::from(Api::new(node.clone(), api_options(config)).router());
+        servers.spawn(serve_one(clients, routes, stopped, client_connections(config)));
+        std::future::pending().await
     };
-    serve(&mut servers, listeners, &router, &never, connections);
-    servers
+    tokio::select! {
+        biased;
+        reason = faults.wait() => Ok(reason),
+        failed = serve => failed,
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fs4::fs_std::FileExt as _;
 
@@ -78,6 +79,12 @@ pub trait Vfs: Debug + Send + Sync {
 
     /// How much more the file system of `dir` takes from this process.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// `None` for a disk whose calls block, which therefore has threads of its own. A simulated one
+    /// says how long it takes over the next batch of the log: nothing that uses it has a thread.
+    fn simulated_time(&self) -> Option<Duration> {
+        None
+    }
 
     /// The whole content of the file `path`.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {

@@ -35,8 +35,8 @@ impl Connection {
 }
 
 /// A stream whose end its calls can see.
-pub struct Tracked {
-    stream: TcpStream,
+pub struct Tracked<S = TcpStream> {
+    stream: S,
     connection: Connection,
     /// Dropped with the stream.
     _alive: watch::Sender<()>,
@@ -44,13 +44,21 @@ pub struct Tracked {
 
 impl Tracked {
     pub fn new(stream: TcpStream) -> Tracked {
+        let peer = stream.peer_addr().ok();
+        Tracked::from_peer(stream, peer)
+    }
+}
+
+impl<S> Tracked<S> {
+    /// A stream of whatever kind that came from `peer`.
+    pub fn from_peer(stream: S, peer: Option<SocketAddr>) -> Tracked<S> {
         let (alive, life) = watch::channel(());
-        let connection = Connection { peer: stream.peer_addr().ok(), life: Some(life) };
+        let connection = Connection { peer, life: Some(life) };
         Tracked { stream, connection, _alive: alive }
     }
 }
 
-impl Connected for Tracked {
+impl<S> Connected for Tracked<S> {
     type ConnectInfo = Connection;
 
     fn connect_info(&self) -> Connection {
@@ -58,7 +66,7 @@ impl Connected for Tracked {
     }
 }
 
-impl AsyncRead for Tracked {
+impl<S: AsyncRead + Unpin> AsyncRead for Tracked<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -68,7 +76,7 @@ impl AsyncRead for Tracked {
     }
 }
 
-impl AsyncWrite for Tracked {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tracked<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -22,8 +22,8 @@ use super::{AutoCompaction, Identity, Limits, Meters, Node, Shared, calls, forwa
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer, Pace};
-use crate::raft::links::{Links, says_removed};
-use crate::raft::log_store::{LogOptions, LogStore};
+use crate::raft::links::{Dial, Links, says_removed};
+use crate::raft::log_store::{Drive, LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
 use crate::raft::snapshot::{RaftState, blocking};
@@ -36,12 +36,6 @@ use crate::watch::Hub;
 
 /// Of the engine under the state. The machine reads from memory, so this serves writing alone.
 pub const ENGINE_CACHE_BYTES: usize = 64 << 20;
-
-/// Entries kept behind a snapshot, so that a member that was away for a moment catches up from the
-/// log.
-const ENTRIES_KEPT: u64 = 5_000;
-/// Entries purged at once: a purge is a record in the log.
-const PURGE_BATCH: u64 = 1_024;
 
 /// How often a silent end of openraft is looked for. What ends it has mostly been told by then.
 const FAULT_LOOK: Duration = Duration::from_millis(100);
@@ -119,6 +113,32 @@ pub struct Settings {
     /// An entry that takes this long to apply is worth a warning.
     pub slow_apply: Duration,
     pub limits: Limits,
+    pub sizes: Sizes,
+}
+
+/// What is small in a simulation, so that it happens there at all.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    /// Entries kept behind a snapshot, so that a member that was away for a moment catches up from
+    /// the log.
+    pub entries_kept: u64,
+    /// Entries purged at once: a purge is a record in the log.
+    pub purge_batch: u64,
+    /// Preallocated length of a segment of the log.
+    pub log_segment_bytes: u64,
+    /// The state writer of a simulation, which has no clock, flushes after so much.
+    pub simulated_flush_bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes {
+            entries_kept: 5_000,
+            purge_batch: 1_024,
+            log_segment_bytes: 64 << 20,
+            simulated_flush_bytes: 16 << 10,
+        }
+    }
 }
 
 /// What the outside world is handed in as.
@@ -128,6 +148,8 @@ pub struct World {
     pub vfs: Arc<dyn Vfs>,
     /// What keeps the state, on that file system.
     pub engines: Arc<dyn Engines>,
+    /// How the other members are reached.
+    pub dial: Arc<dyn Dial>,
 }
 
 /// A running member: the node, what its peers call, and the tasks behind both.
@@ -194,7 +216,7 @@ pub async fn start(settings: &Settings, world: World) -> Result<(Member, Faults)
     let identity = joining::identity(settings).await?;
     let mut data_dir = DataDir::open(world.vfs.clone(), &settings.data_dir, &identity)?;
     let meters = Arc::new(Meters::default());
-    let stores = Stores::open(&data_dir, &world, &meters).await?;
+    let stores = Stores::open(settings, &data_dir, &world, &meters).await?;
     data_dir.log_begun()?;
     let disk = Disk::watch(world.vfs.clone(), data_dir.path().to_owned());
     let disk = disk.map_err(StartError::Disk)?;
@@ -227,6 +249,7 @@ struct Stores {
 
 impl Stores {
     async fn open(
+        settings: &Settings,
         data_dir: &DataDir,
         world: &World,
         meters: &Meters,
@@ -235,7 +258,8 @@ impl Stores {
         let home = Home::new(data_dir.state(), vfs.clone(), world.engines.clone());
         let home = Arc::new(home);
         let opening = home.clone();
-        let opened = blocking(move || {
+        let simulated = home.is_simulated();
+        let opened = blocking(simulated, move || {
             let engine = opening.open()?;
             let loaded = Applier::load(engine.as_ref());
             Ok((engine, loaded))
@@ -249,11 +273,19 @@ impl Stores {
             flush_observer: Some(Arc::new(move |took| flushes.observe(took))),
             ..WriterOptions::default()
         };
-        let writer = StateWriter::start(engine, applied_index, options);
-        let writer = writer.map_err(StartError::Engine)?;
+        let writer = if simulated {
+            let flush_bytes = settings.sizes.simulated_flush_bytes;
+            let options = WriterOptions { flush_bytes, flush_observer: None, ..options };
+            StateWriter::start_inline(engine, applied_index, options)
+        } else {
+            let writer = StateWriter::start(engine, applied_index, options);
+            writer.map_err(StartError::Engine)?
+        };
         let syncs = meters.log_sync.clone();
         let options = LogOptions {
             sync_observer: Some(Arc::new(move |took| syncs.observe(took))),
+            segment_bytes: settings.sizes.log_segment_bytes,
+            drive: if simulated { Drive::Task } else { Drive::Thread },
             ..LogOptions::default()
         };
         let log = LogStore::open(vfs, data_dir.log(), options).map_err(StartError::Log)?;
@@ -304,7 +336,8 @@ async fn assemble(
     };
     let applier =
         Applier::new(machine.clone(), state, writer.clone(), home.clone(), observer, pace);
-    let links = Arc::new(Links::new(identity.cluster_id, me, world.clock.clone()));
+    let links = Links::new(identity.cluster_id, me, world.clock.clone());
+    let links = Arc::new(links.over(world.dial));
     let config = Arc::new(raft_config(settings, &identity)?);
     let network = NetworkFactory { links: links.clone() };
     let stall = super::stall::Stall::new(log.under_way());
@@ -440,10 +473,12 @@ fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Con
         election_timeout_min,
         election_timeout_max,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.snapshot_count),
-        max_in_snapshot_log_to_keep: ENTRIES_KEPT,
-        purge_batch_size: PURGE_BATCH,
+        max_in_snapshot_log_to_keep: settings.sizes.entries_kept,
+        purge_batch_size: settings.sizes.purge_batch,
         // A follower behind this is sent a snapshot even though the log still reaches it.
-        replication_lag_threshold: settings.snapshot_count.saturating_add(10 * ENTRIES_KEPT),
+        replication_lag_threshold: settings
+            .snapshot_count
+            .saturating_add(10 * settings.sizes.entries_kept),
         install_snapshot_timeout: 600_000,
         broadcast_submitted_on_append: Some(true),
         enable_pre_vote: Some(true),

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
@@ -94,21 +94,34 @@ impl Disk {
         let first = DiskState::after(Room::Enough, vfs.free_bytes(&dir)?);
         let (sender, state) = watch::channel(first);
         let (stop, stopped) = mpsc::channel();
+        let simulated = vfs.simulated_time().is_some();
         if first.room < Room::Enough {
             tell(first);
         }
-        thread::Builder::new().name("disk-room".to_owned()).spawn(move || {
-            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                // A disk that cannot be asked fails its writes, which tells more.
-                let Ok(free_bytes) = vfs.free_bytes(&dir) else { continue };
-                let before = sender.borrow().room;
-                let now = DiskState::after(before, free_bytes);
-                if now.room != before {
-                    tell(now);
-                }
-                sender.send_replace(now);
+        let look = move || {
+            // A disk that cannot be asked fails its writes, which tells more.
+            let Ok(free_bytes) = vfs.free_bytes(&dir) else { return };
+            let before = sender.borrow().room;
+            let now = DiskState::after(before, free_bytes);
+            if now.room != before {
+                tell(now);
             }
-        })?;
+            sender.send_replace(now);
+        };
+        if simulated {
+            tokio::spawn(async move {
+                while stopped.try_recv() == Err(TryRecvError::Empty) {
+                    tokio::time::sleep(LOOK).await;
+                    look();
+                }
+            });
+        } else {
+            thread::Builder::new().name("disk-room".to_owned()).spawn(move || {
+                while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                    look();
+                }
+            })?;
+        }
         Ok(Disk { state, _stop: stop })
     }
 

@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-pub use bootstrap::{Faults, Member as RunningMember, Settings, StartError, World};
+pub use bootstrap::{Faults, Member as RunningMember, Settings, Sizes, StartError, World};
 pub use calls::Answer;
 pub use compactor::AutoCompaction;
 pub use disk::{DiskState, Room};

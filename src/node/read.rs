@@ -104,7 +104,7 @@ impl Node {
     pub async fn hash_kv(&self, revision: i64) -> Result<HashKv, Failure> {
         let view = self.view();
         // It reads all there is, which takes too long for the runtime.
-        let hashed = blocking(move || Ok(view.hash_kv(revision))).await;
+        let hashed = blocking(false, move || Ok(view.hash_kv(revision))).await;
         Ok(hashed.map_err(|_| Failure::Stopping)??)
     }
 

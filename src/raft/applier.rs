@@ -240,7 +240,8 @@ impl RaftStateMachine<Raft> for Applier {
             RaftState { applied: meta.last_log_id, membership: meta.last_membership.clone() };
         let home = self.home.clone();
         let stored = encode_state(&state)?;
-        let (engine, machine) = blocking(move || {
+        let simulated = home.is_simulated();
+        let (engine, machine) = blocking(simulated, move || {
             let mut staged = match snapshot {
                 SnapshotData::Staged(staged) => {
                     staged.into_inner().unwrap_or_else(PoisonError::into_inner)
@@ -262,7 +263,7 @@ impl RaftStateMachine<Raft> for Applier {
         let index = state.applied.map_or(0, |applied| applied.index);
         let old = self.writer.replace(engine, index).await?;
         let home = self.home.clone();
-        blocking(move || {
+        blocking(simulated, move || {
             drop(old);
             home.sweep()
         })

@@ -11,11 +11,12 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{self, Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::frame::MAX_FRAME_BYTES;
@@ -62,11 +63,35 @@ impl Retired {
     }
 }
 
+/// How connections are made.
+pub trait Dial: Send + Sync {
+    /// A channel to `endpoint` that connects when first used and again after a failure.
+    fn lazily(&self, endpoint: Endpoint) -> Channel;
+
+    /// A channel to `endpoint` that stands on return.
+    fn now(&self, endpoint: Endpoint) -> BoxFuture<'static, Result<Channel, transport::Error>>;
+}
+
+/// Over the operating system's TCP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+impl Dial for Tcp {
+    fn lazily(&self, endpoint: Endpoint) -> Channel {
+        endpoint.connect_lazy()
+    }
+
+    fn now(&self, endpoint: Endpoint) -> BoxFuture<'static, Result<Channel, transport::Error>> {
+        Box::pin(async move { endpoint.connect().await })
+    }
+}
+
 /// Whom this member is and knows; hands out connections to the others.
 pub struct Links {
     cluster: ClusterId,
     origin: MemberId,
     clock: Arc<dyn Clock>,
+    dial: Arc<dyn Dial>,
     traffic: Arc<Traffic>,
     channels: Mutex<Channels>,
 }
@@ -92,7 +117,12 @@ pub type Signed = InterceptedService<Outgoing<Channel>, PeerIdentity>;
 impl Links {
     pub fn new(cluster: ClusterId, origin: MemberId, clock: Arc<dyn Clock>) -> Links {
         let (traffic, channels) = (Arc::default(), Mutex::default());
-        Links { cluster, origin, clock, traffic, channels }
+        Links { cluster, origin, clock, dial: Arc::new(Tcp), traffic, channels }
+    }
+
+    /// The same, with connections that `dial` makes.
+    pub fn over(self, dial: Arc<dyn Dial>) -> Links {
+        Links { dial, ..self }
     }
 
     /// What went between this member and the others, whoever called.
@@ -137,8 +167,8 @@ impl Links {
         }
         let traffic = self.traffic.with(MemberId(target));
         let peer = Peer {
-            control: connect(&node, &traffic)?,
-            bulk: connect(&node, &traffic)?,
+            control: connect(&node, self.dial.as_ref(), &traffic)?,
+            bulk: connect(&node, self.dial.as_ref(), &traffic)?,
             identity: PeerIdentity::new(self.cluster, MemberId(target), self.origin),
             closed: CancellationToken::new(),
         };
@@ -158,7 +188,7 @@ impl Links {
     ) -> Result<RaftClient<InterceptedService<Channel, PeerIdentity>>, Status> {
         let mut refusal = Status::unavailable(format!("member {} has no peer URL", node.name));
         for url in &node.peer_urls {
-            match endpoint(url)?.connect().await {
+            match self.dial.now(endpoint(url)?).await {
                 Ok(channel) => {
                     let identity = PeerIdentity::new(self.cluster, MemberId(target), self.origin);
                     return Ok(RaftClient::with_interceptor(channel, identity));
@@ -195,21 +225,25 @@ fn endpoint(url: &str) -> Result<Endpoint, Status> {
 ///
 /// UNAVAILABLE when none of the URLs can be used.
 pub fn introduction(urls: &[String]) -> Result<IntroductionClient<Channel>, Status> {
-    open(urls).map(IntroductionClient::new)
+    open(urls, &Tcp).map(IntroductionClient::new)
 }
 
-fn connect(node: &PeerNode, traffic: &Arc<PeerTraffic>) -> Result<Outgoing<Channel>, Status> {
-    Ok(Outgoing::new(open(&node.peer_urls)?, traffic.clone()))
+fn connect(
+    node: &PeerNode,
+    dial: &dyn Dial,
+    traffic: &Arc<PeerTraffic>,
+) -> Result<Outgoing<Channel>, Status> {
+    Ok(Outgoing::new(open(&node.peer_urls, dial)?, traffic.clone()))
 }
 
-fn open(urls: &[String]) -> Result<Channel, Status> {
+fn open(urls: &[String], dial: &dyn Dial) -> Result<Channel, Status> {
     let mut endpoints = Vec::new();
     for url in urls {
         endpoints.push(endpoint(url)?);
     }
     match endpoints.len() {
         0 => Err(Status::unavailable("the member has no peer URL")),
-        1 => Ok(endpoints.remove(0).connect_lazy()),
+        1 => Ok(dial.lazily(endpoints.remove(0))),
         _ => Ok(Channel::balance_list(endpoints.into_iter())),
     }
 }

@@ -82,6 +82,11 @@ impl Drop for Staged {
 }
 
 impl Home {
+    /// Whether its disk is a simulated one, whose calls return at once.
+    pub fn is_simulated(&self) -> bool {
+        self.vfs.simulated_time().is_some()
+    }
+
     /// States below `root`, in engines of this kind. `vfs` is the file system that they are on.
     pub fn new(root: PathBuf, vfs: Arc<dyn Vfs>, engines: Arc<dyn Engines>) -> Home {
         Home { root, vfs, engines }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -61,6 +62,14 @@ struct Disk {
     capacity_bytes: Option<u64>,
     operations: u64,
     locked: BTreeSet<PathBuf>,
+    pace: Option<Pace>,
+}
+
+/// How long batches take.
+#[derive(Debug, Clone)]
+struct Pace {
+    dice: StdRng,
+    longest: Duration,
 }
 
 type FileId = u64;
@@ -161,6 +170,7 @@ impl MemVfs {
             durable_names: names.clone(),
             names,
             capacity_bytes: disk.capacity_bytes,
+            pace: disk.pace.clone(),
             ..Disk::default()
         };
         MemVfs { disk: Arc::new(Mutex::new(survivor)) }
@@ -202,6 +212,12 @@ impl MemVfs {
     /// be longer than this.
     pub fn set_capacity(&self, bytes: u64) {
         self.disk().capacity_bytes = Some(bytes);
+    }
+
+    /// From now on, on this disk and on what a power cut leaves of it, nobody has a thread for it, and
+    /// each batch of the log takes a time up to `longest` that `seed` decides: mostly a tenth of it.
+    pub fn simulate_time(&self, seed: u64, longest: Duration) {
+        self.disk().pace = Some(Pace { dice: StdRng::seed_from_u64(seed), longest });
     }
 
     /// Changes bytes behind the back of whoever uses the file, durably.
@@ -425,6 +441,13 @@ impl Vfs for MemVfs {
             return Ok(None);
         }
         Ok(Some(Box::new(MemLock { vfs: self.clone(), path: path.to_owned() })))
+    }
+
+    fn simulated_time(&self) -> Option<Duration> {
+        let pace = &mut self.disk().pace;
+        let Pace { dice, longest } = pace.as_mut()?;
+        let usual = if dice.random_ratio(9, 10) { *longest / 10 } else { *longest };
+        Some(usual.mul_f64(dice.random()))
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {

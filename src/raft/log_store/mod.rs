@@ -37,7 +37,7 @@ use std::thread::{self, JoinHandle};
 use futures::{Stream, TryStreamExt, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, alias::LogIdOf};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use self::contents::cost_bytes;
 use self::queue::{Operation, Shared};
@@ -73,6 +73,8 @@ pub enum Drive {
     /// Whoever calls, before the call returns: for simulations, which must be deterministic and
     /// whose files do not block.
     Inline,
+    /// A task, after the time that the disk says it takes: for simulations of whole members.
+    Task,
 }
 
 impl Default for LogOptions {
@@ -101,8 +103,12 @@ struct Inner {
 
 enum Running {
     Thread(Mutex<Option<JoinHandle<io::Result<()>>>>),
-    Inline(Mutex<Option<Box<Writer>>>),
+    Inline(InlineWriter),
+    Task { writer: InlineWriter, wake: Arc<Notify> },
 }
+
+/// `None` once it is closed.
+type InlineWriter = Arc<Mutex<Option<Box<Writer>>>>;
 
 impl LogStore {
     /// Opens the log in `dir`, or begins one. All that is found is durable on return.
@@ -123,7 +129,8 @@ impl LogStore {
         }
         let Recovered { contents, tail } = recover::recover(vfs.as_ref(), &dir, cache_bytes)?;
         let standing = contents.standing().clone();
-        let mut writer = Writer::new(vfs, dir, segment_bytes, sync_observer, tail, standing)?;
+        let mut writer =
+            Writer::new(vfs.clone(), dir, segment_bytes, sync_observer, tail, standing)?;
         // After a kill -9 the records just read may be in the page cache only.
         writer.seal()?;
         let files = writer.segments().map(|segment| (segment.id.sequence, segment.file.clone()));
@@ -131,7 +138,12 @@ impl LogStore {
         writer.remove_purged(&shared)?;
         let under_way = writer.under_way().clone();
         let running = match drive {
-            Drive::Inline => Running::Inline(Mutex::new(Some(Box::new(writer)))),
+            Drive::Inline => Running::Inline(inline(writer)),
+            Drive::Task => {
+                let (writer, wake) = (inline(writer), Arc::new(Notify::new()));
+                tokio::spawn(write_at_a_pace(vfs, writer.clone(), shared.clone(), wake.clone()));
+                Running::Task { writer, wake }
+            }
             Drive::Thread => {
                 under_way.start_clock();
                 Running::Thread(Mutex::new(Some(spawn_writer(writer, shared.clone())?)))
@@ -171,7 +183,11 @@ impl LogStore {
         change: impl FnOnce(&mut contents::Contents) -> io::Result<Option<Operation>>,
     ) -> io::Result<()> {
         if self.inner.shared.submit(change)? {
-            self.inner.run_inline();
+            match &self.inner.running {
+                Running::Thread(_) => {}
+                Running::Inline(writer) => run_inline(writer, &self.inner.shared),
+                Running::Task { wake, .. } => wake.notify_one(),
+            }
         }
         Ok(())
     }
@@ -197,7 +213,7 @@ impl LogStore {
         }
         let located = found.located;
         let fetched = match self.inner.running {
-            Running::Inline(_) => read::fetch(&located, &files),
+            Running::Inline(_) | Running::Task { .. } => read::fetch(&located, &files),
             Running::Thread(_) => off_the_runtime(move || read::fetch(&located, &files)).await?,
         };
         match fetched {
@@ -215,16 +231,6 @@ impl LogStore {
 }
 
 impl Inner {
-    fn run_inline(&self) {
-        let Running::Inline(writer) = &self.running else { return };
-        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(writer) = writer.as_mut() else { return };
-        let operations = self.shared.take();
-        if !operations.is_empty() {
-            writer.run(operations, &self.shared);
-        }
-    }
-
     fn close(&self) -> io::Result<()> {
         self.shared.close();
         match &self.running {
@@ -236,8 +242,11 @@ impl Inner {
                     Some(Err(_)) => Err(io::Error::other("the raft log's writer panicked")),
                 }
             }
-            Running::Inline(writer) => {
-                self.run_inline();
+            Running::Inline(writer) | Running::Task { writer, .. } => {
+                run_inline(writer, &self.shared);
+                if let Running::Task { wake, .. } = &self.running {
+                    wake.notify_one();
+                }
                 let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
                 writer.map_or(Ok(()), |writer| finish(*writer, &self.shared))
             }
@@ -252,6 +261,36 @@ impl Drop for Inner {
             && !told
         {
             tracing::error!(%error, "closing the raft log");
+        }
+    }
+}
+
+fn inline(writer: Writer) -> InlineWriter {
+    Arc::new(Mutex::new(Some(Box::new(writer))))
+}
+
+fn run_inline(writer: &InlineWriter, shared: &Shared) {
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(writer) = writer.as_mut() else { return };
+    let operations = shared.take();
+    if !operations.is_empty() {
+        writer.run(operations, shared);
+    }
+}
+
+/// Does what has gathered, again and again, each time after as long as the disk takes.
+async fn write_at_a_pace(
+    vfs: Arc<dyn Vfs>,
+    writer: InlineWriter,
+    shared: Arc<Shared>,
+    wake: Arc<Notify>,
+) {
+    while writer.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if shared.is_idle() {
+            wake.notified().await;
+        } else {
+            tokio::time::sleep(vfs.simulated_time().unwrap_or_default()).await;
+            run_inline(&writer, &shared);
         }
     }
 }

@@ -154,6 +154,7 @@ async fn a_restored_member_starts_with_the_state_and_under_an_id_of_its_own() {
     for start in 1..3 {
         let world = World {
             engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
+            dial: Arc::new(Tcp),
             clock: Arc::new(SystemClock::new()),
             entropy: Arc::new(SystemEntropy),
             vfs: Arc::new(OsVfs),

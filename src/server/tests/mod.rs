@@ -118,6 +118,7 @@ async fn cluster_of(
         let config = Program::try_parse_from(arguments).unwrap().server.check_with([], 2).unwrap();
         async move {
             let world = World {
+                dial: Arc::new(Tcp),
                 engines: Arc::new(SledEngines { cache_bytes: bootstrap::ENGINE_CACHE_BYTES }),
                 clock: Arc::new(SystemClock::new()),
                 entropy: Arc::new(SystemEntropy),
