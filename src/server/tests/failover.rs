@@ -86,7 +86,8 @@ impl Proxy {
 /// Three members that reach each other through proxies.
 async fn proxied() -> (Vec<Running>, Vec<Proxy>) {
     let mut proxies = Vec::new();
-    let members = cluster_of(3, &[], async |place| {
+    // A look at the leader may take a tenth of it, and this machine may be busy.
+    let members = cluster_of(3, &["--election-timeout=10000"], async |place| {
         let proxy = Proxy::before(place.peer).await;
         place.peer_url.clone_from(&proxy.url);
         proxies.push(proxy);
