@@ -22,7 +22,7 @@ use super::{AutoCompaction, Identity, Limits, Meters, Node, Shared, calls, forwa
 use crate::clock::{Clock, Entropy};
 use crate::machine::{Command, Effect, Fault, Machine};
 use crate::raft::applier::{Applied, Applier, Observer, Pace};
-use crate::raft::links::{Dial, Links, says_removed};
+use crate::raft::links::{Dial, Links, says_other_cluster, says_removed};
 use crate::raft::log_store::{Drive, LogOptions, LogStore};
 use crate::raft::network::NetworkFactory;
 use crate::raft::peer_service::{LeaderContact, PeerService, RaftHandle};
@@ -65,6 +65,12 @@ pub enum StartError {
          must not vote as if it were new; restore the folder"
     )]
     LostMember { data_dir: PathBuf },
+    #[error(
+        "the member at {peer_urls}, which --initial-cluster lists, belongs to another cluster: \
+         correct --initial-cluster or its token; or, where that cluster was restored from a \
+         snapshot, restore this member from the same one, or add it as a new member"
+    )]
+    OtherCluster { peer_urls: String },
     #[error(
         "the member has been permanently removed from the cluster: add it again as a new one, and \
          give it an empty data dir"
@@ -431,6 +437,13 @@ async fn begin_cluster(
         raft.initialize(settings.initial_members.clone())
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?;
+    } else if raft.server_metrics().borrow_watched().vote.leader_id.term == 0 {
+        // It has a state and was never part of an election: restored, perhaps for the second time.
+        match refuse_lost_member(settings, me, links).await {
+            // Somebody who was forgotten and started empty: not this one is wrong.
+            Ok(()) | Err(StartError::OtherCluster { .. }) => {}
+            Err(refusal) => return Err(refusal),
+        }
     }
     if raft.voter_ids().eq([me.0]) {
         // Nobody else could be elected: there is nothing to wait for.
@@ -455,12 +468,17 @@ async fn refuse_lost_member(
                 let known = crate::raft::frame::decode::<bool>(answer.get_ref()).ok()?;
                 known.then(|| StartError::LostMember { data_dir: settings.data_dir.clone() })
             }
-            Err(status) => says_removed(&status).then_some(StartError::Removed),
+            Err(status) if says_removed(&status) => Some(StartError::Removed),
+            Err(status) => says_other_cluster(&status)
+                .then(|| StartError::OtherCluster { peer_urls: node.peer_urls.join(",") }),
         }
     });
     // One that does not answer may not have started yet.
-    let mut refusals = futures::future::join_all(questions).await.into_iter().flatten();
-    refusals.next().map_or(Ok(()), Err)
+    let answers = futures::future::join_all(questions).await;
+    let mut refusals: Vec<StartError> = answers.into_iter().flatten().collect();
+    // Who knows this member tells more than who belongs elsewhere.
+    refusals.sort_by_key(|refusal| matches!(refusal, StartError::OtherCluster { .. }));
+    refusals.into_iter().next().map_or(Ok(()), Err)
 }
 
 fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Config, StartError> {

@@ -174,6 +174,9 @@ impl Node {
                 self.forwarder.stream.send_modify(|_| {});
                 return;
             }
+            // A refusal may come without any wait, as where too many calls are open: then their own
+            // deadlines have to have their turn.
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 

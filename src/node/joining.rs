@@ -14,7 +14,7 @@ use super::bootstrap::{Settings, StartError};
 use super::identity::DataDir;
 use super::{Identity, Member};
 use crate::raft::{frame, links};
-use crate::types::ClusterId;
+use crate::types::{ClusterId, MemberId};
 
 /// The others get this long to say who belongs to the cluster.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -26,6 +26,8 @@ pub(super) struct Introduction {
     /// Of the newest change of the members that is known.
     pub at: u64,
     pub members: Vec<Member>,
+    /// Those that vote by the log of whoever says this, committed or not.
+    pub voters: Vec<MemberId>,
 }
 
 /// Who this member is: as its data says, as the cluster says if it joins one, or as its flags say.
@@ -88,9 +90,11 @@ pub(super) async fn introduced(settings: &Settings) -> Result<Identity, StartErr
             members: text(known),
         });
     }
-    // Any of them may have heard of it first.
+    // Any of them may have heard of it first. One that votes has had the log, though it may not have
+    // told its name yet.
     let started = |answer: &Introduction| {
-        answer.members.iter().any(|member| member.id == found.id && !member.name.is_empty())
+        answer.voters.contains(&found.id)
+            || answer.members.iter().any(|member| member.id == found.id && !member.name.is_empty())
     };
     if answers.iter().any(started) {
         return Err(StartError::LostMember { data_dir: settings.data_dir.clone() });

@@ -46,6 +46,7 @@ impl introduction_server::Introduction for IntroductionService {
             return Err(Status::unavailable("this member does not know the others yet"));
         };
         let (cluster, members) = (self.node.identity.cluster_id, self.node.members());
-        frame::encode(&Introduction { cluster, at, members }).map(Response::new)
+        let voters = self.node.voters_of_the_log();
+        frame::encode(&Introduction { cluster, at, members, voters }).map(Response::new)
     }
 }

@@ -7,6 +7,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 
 use super::Node;
 use super::bootstrap::Member;
+use crate::types::MemberId;
 
 /// The next leader gets this long to take over.
 const HAND_OVER: Duration = Duration::from_millis(1_500);
@@ -34,9 +35,13 @@ impl Node {
                     }
                     let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
                     let progress = metrics.replication.iter().flatten();
+                    // One that answers first, however near another one's log had come.
+                    let answers = |id| self.shared.contacts.since(MemberId(id)).is_some();
                     progress
                         .filter(|(id, _)| **id != me.0 && voters.contains(id) && willing(**id))
-                        .max_by_key(|(_, matched)| matched.as_ref().map(|log_id| log_id.index))
+                        .max_by_key(|(id, matched)| {
+                            (answers(**id), matched.as_ref().map(|log_id| log_id.index))
+                        })
                         .map(|(id, _)| *id)
                 };
                 let Some(target) = target else { return };

@@ -49,6 +49,13 @@ pub fn says_removed(status: &Status) -> bool {
     status.code() == Code::PermissionDenied && status.message() == REMOVED
 }
 
+const OTHER_CLUSTER: &str = "etcdserver: cluster ID mismatch";
+
+/// Whether `status` comes from a member of another cluster than the caller's.
+pub fn says_other_cluster(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && status.message() == OTHER_CLUSTER
+}
+
 /// The members that were removed, for the layer that lets calls in.
 #[derive(Debug, Default)]
 pub struct Retired(RwLock<BTreeSet<MemberId>>);
@@ -343,7 +350,7 @@ impl Interceptor for PeerCheck {
         let number =
             |key: &str| -> Option<u64> { request.metadata().get(key)?.to_str().ok()?.parse().ok() };
         if number(CLUSTER_KEY) != Some(self.cluster.0) {
-            return Err(Status::failed_precondition("etcdserver: cluster ID mismatch"));
+            return Err(Status::failed_precondition(OTHER_CLUSTER));
         }
         // It must neither ask for votes nor take part in anything else.
         if number(ORIGIN_KEY).is_some_and(|origin| self.retired.contains(MemberId(origin))) {

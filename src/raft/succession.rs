@@ -228,7 +228,10 @@ impl Succession {
 
     async fn count(&self, standing: &Standing) -> Ballot {
         let vote = Vote::new(standing.vote.leader_id.term + 1, self.me);
-        let request = VoteRequest::<Raft>::new(vote, standing.last);
+        let mut request = VoteRequest::<Raft>::new(vote, standing.last);
+        // Tells these pre-votes from openraft's own, whose elections ask for votes that the lease of
+        // the dead leader still stands against.
+        request.leadership_transfer = true;
         let mut granted = BTreeSet::from([self.me]);
         let others = standing.nodes.iter();
         let others = others.filter(|(id, _)| *id != self.me && standing.is_voter(*id));
@@ -271,12 +274,14 @@ impl Succession {
     /// is gone stands against it.
     pub async fn on_pre_vote(
         &self,
-        request: VoteRequest<Raft>,
+        mut request: VoteRequest<Raft>,
     ) -> Result<VoteResponse<Raft>, Status> {
         let candidate = request.vote.leader_id.voted_for;
+        // To openraft it would mean that the lease does not count at all.
+        let for_succession = std::mem::take(&mut request.leadership_transfer);
         let answer = self.raft.pre_vote(request.clone()).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
-        if answer.vote_granted {
+        if answer.vote_granted || !for_succession {
             return Ok(answer);
         }
         let Some(standing) = self.standing().await else { return Ok(answer) };

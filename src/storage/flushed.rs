@@ -41,6 +41,8 @@ pub fn note(vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
     let files = Metadata::list(vfs, dir)?;
     let Some(log) = files.logs.last().copied() else { return Ok(()) };
     let length = vfs.open(&files.log(log))?.len()?;
+    // sled makes the next log after it has synced the directory.
+    vfs.sync_dir(&files.dir)?;
     let position = Position { log, length };
     replace_file(vfs, &dir.join(NOTE), position.to_text().as_bytes())
 }

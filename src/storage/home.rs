@@ -111,6 +111,7 @@ impl Home {
             None => {
                 let first = format!("{PREFIX}1");
                 self.vfs.create_dir_all(&self.root.join(&first))?;
+                self.vfs.sync_dir(&self.root)?;
                 self.point_to(&first)?;
                 first
             }

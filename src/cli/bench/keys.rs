@@ -75,7 +75,10 @@ impl KeySpace {
         let step = u32::try_from(fit).unwrap_or(u32::MAX).clamp(1, KEYS_PER_FILL);
         let fills = (0..self.count).step_by(step as usize).enumerate().map(|(turn, start)| {
             let numbers = start..self.count.min(start.saturating_add(step));
-            let success = numbers.map(|number| put_op(self.key(number), value)).collect();
+            // Values of their own, so that no engine saves space by their being alike.
+            let success = numbers
+                .map(|number| put_op(self.key(number), &random_bytes(number as usize, value.len())))
+                .collect();
             let mut kv = KvClient::new(channels.of(turn));
             async move { kv.txn(TxnRequest { success, ..TxnRequest::default() }).await.map(drop) }
         });
@@ -89,9 +92,13 @@ impl KeySpace {
 
 /// Bytes that do not compress; the same in every run.
 pub fn value(options: &Options) -> Bytes {
-    let mut value = vec![0; options.value_size];
-    random_of(0).fill_bytes(&mut value);
-    value.into()
+    random_bytes(0, options.value_size)
+}
+
+fn random_bytes(seed: usize, length: usize) -> Bytes {
+    let mut bytes = vec![0; length];
+    random_of(seed).fill_bytes(&mut bytes);
+    bytes.into()
 }
 
 pub fn random_of(client: usize) -> SmallRng {

@@ -328,6 +328,13 @@ impl Node {
         membership.nodes().map(member).collect()
     }
 
+    /// Who votes by this member's log, be the change committed or not.
+    pub(super) fn voters_of_the_log(&self) -> Vec<MemberId> {
+        let metrics = self.raft.server_metrics();
+        let membership = metrics.borrow_watched().membership_config.clone();
+        membership.voter_ids().map(MemberId).collect()
+    }
+
     /// Whether this member belongs to the cluster without a vote, as of the newest change applied.
     pub fn learner(&self) -> watch::Receiver<bool> {
         self.shared.learner.subscribe()

@@ -115,7 +115,7 @@ impl Situation<'_> {
             // One that is down is no part of the quorum: it may go.
             let is_down = id != self.me && !(self.present)(id);
             let voting = self.voting().count();
-            if !is_down && self.connected() - 1 < 1 + (voting - 1) / 2 {
+            if !is_down && self.connected().saturating_sub(1) < 1 + (voting - 1) / 2 {
                 return Err(ChangeRefusal::Unhealthy);
             }
         }

@@ -207,6 +207,23 @@ async fn a_cluster_restored_from_a_snapshot_goes_on_with_what_was_saved() {
     client.lease_revoke(lock_lease).await.expect("revoked");
     within(SOON, "the lock", waiting.lock("held", None)).await.expect("the lock");
 
+    // What a member has confirmed since is not in the file: it must not come back from it.
+    cluster.kill(2);
+    let aside = cluster.dir().join("aside");
+    fs::rename(data_dir(&cluster, 2), &aside).expect("a folder");
+    let arguments = cluster.arguments(2).to_vec();
+    let empty = run_to_end(cluster.dir(), &arguments, SOON).await.expect("it ends");
+    assert_eq!(empty.exit, Exit::Code(2), "{empty:?}");
+    assert!(empty.stderr.contains("belongs to another cluster"), "{empty:?}");
+    fs::remove_dir_all(data_dir(&cluster, 2)).expect("a folder");
+    succeeded(&make(&cluster, 2, "restore", &file, &[]).await);
+    let again = run_to_end(cluster.dir(), &arguments, SOON).await.expect("it ends");
+    assert_eq!(again.exit, Exit::Code(2), "{again:?}");
+    assert!(again.stderr.contains("it has lost its data"), "{again:?}");
+    fs::remove_dir_all(data_dir(&cluster, 2)).expect("a folder");
+    fs::rename(&aside, data_dir(&cluster, 2)).expect("a folder");
+    cluster.restart(2).await;
+
     let restored_at = Instant::now();
     let gone = || async {
         let answer = cluster.client(0).await.get("dying", None).await.ok()?;
