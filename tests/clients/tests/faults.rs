@@ -1,13 +1,15 @@
 //! What holds while members die: nothing acknowledged is lost, nothing happens twice, whoever waits
 //! goes on waiting in the same order.
 //!
-//! `FAULT_KILLS` sets how often the leader is killed under load, 20 times by default.
+//! `FAULT_KILLS` sets how often the leader is killed under load, 20 times by default, and
+//! `LOCK_LEADER_KILLS` how often while calls wait on each member, 4 times.
 
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, LockOptions, ProclaimOptions, PutOptions};
 use holdfast_client_tests::addresses::connect;
 use holdfast_client_tests::check::{AFTER_ELECTION, SOON, eventually, report, silent, spread};
+use holdfast_client_tests::crowd::size;
 use holdfast_client_tests::load::Load;
 use holdfast_client_tests::process::Exit;
 use holdfast_client_tests::{Cluster, target_is_etcd, within};
@@ -153,8 +155,10 @@ async fn waiting_locks_survive_the_leader_and_are_granted_in_order() {
 /// Whose member dies asks elsewhere with the same lease, which brings its place back.
 #[tokio::test]
 async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_once() {
-    const WAITERS: usize = 6;
+    let kills = size("LOCK_LEADER_KILLS", 4);
+    let waiters = kills + 2;
     let mut cluster = Cluster::start(3).await;
+    cluster.may_live(Duration::from_secs(60 + 10 * kills as u64));
     let endpoints: Vec<String> = (0..3).map(|member| cluster.endpoint(member)).collect();
     let mut client = cluster.client(0).await;
     let holder = lease(&mut client).await;
@@ -162,7 +166,7 @@ async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_on
     let mut held = client.lock("many", Some(options)).await.expect("the lock").key().to_vec();
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
-    for waiter in 0..WAITERS {
+    for waiter in 0..waiters {
         let id = lease(&mut client).await;
         let (told, failed, endpoints) = (told.clone(), failed.clone(), endpoints.clone());
         tokio::spawn(async move {
@@ -185,8 +189,8 @@ async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_on
     }
     let mut order = Vec::new();
     let mut newest = 0;
-    for round in 0..WAITERS {
-        if round < 4 {
+    for round in 0..waiters {
+        if round < kills {
             let leader = cluster.leader().await;
             cluster.kill(leader);
             cluster.leader().await;
@@ -197,7 +201,7 @@ async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_on
             cluster.restart(leader).await;
             client = cluster.client(0).await;
             // All are back in the queue, be it because they never left it.
-            wait_for_queue(&client, "many/", WAITERS + 1 - round).await;
+            wait_for_queue(&client, "many/", waiters + 1 - round).await;
         }
         client.unlock(held.as_slice()).await.expect("unlocked");
         let next = within(AFTER_ELECTION, "the next grant", hears.recv()).await;
@@ -216,7 +220,7 @@ async fn blocked_locks_on_each_member_outlive_several_leaders_and_are_granted_on
         // A waiter of etcd that hears of another leader loses its place.
         order.sort_unstable();
     }
-    assert_eq!(order, Vec::from_iter(0..WAITERS));
+    assert_eq!(order, Vec::from_iter(0..waiters));
 }
 
 #[tokio::test]
