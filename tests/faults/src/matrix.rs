@@ -1,38 +1,49 @@
 //! Several cells, each a process of its own, some of them at the same time.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::{Child, Command};
 
 use crate::Options;
 use crate::cell::Cell;
 
+/// The exit code of a run that was no test: too little load, or a fault that did not take hold.
+const INVALID: u8 = 3;
+
 /// Runs the cells and gives the exit code of the worst: a violation, then one that could not be run,
-/// then one that was no test.
+/// then one that was no test. A cell that was no test is run once more, in a folder of its own: the
+/// machine may have been busy.
 ///
 /// # Errors
 ///
 /// If this program cannot be started again.
 pub fn run(cells: &[Cell], out: &Path, at_once: usize, options: &Options) -> Result<u8, String> {
-    let mut waiting = cells.iter();
-    let mut running: Vec<(Cell, Child)> = Vec::new();
+    let mut waiting: VecDeque<(Cell, bool)> = cells.iter().map(|cell| (*cell, false)).collect();
+    let mut running: Vec<(Cell, bool, Child)> = Vec::new();
     let mut outcomes = Vec::new();
     loop {
         while running.len() < at_once.max(1)
-            && let Some(cell) = waiting.next()
+            && let Some((cell, again)) = waiting.pop_front()
         {
-            running.push((*cell, start(*cell, out, options)?));
+            running.push((cell, again, start(cell, again, out, options)?));
         }
         if running.is_empty() {
             break;
         }
         let mut ended = Vec::new();
-        for (at, (_, child)) in running.iter_mut().enumerate() {
+        for (at, (_, _, child)) in running.iter_mut().enumerate() {
             if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
                 ended.push((at, status.code()));
             }
         }
         for (at, code) in ended.into_iter().rev() {
-            outcomes.push((running.remove(at).0, code));
+            let (cell, again, _) = running.remove(at);
+            if code == Some(i32::from(INVALID)) && !again {
+                println!("{cell}: no test, once more");
+                waiting.push_back((cell, true));
+            } else {
+                outcomes.push((cell, code));
+            }
         }
         // There is no event for the end of any one of several children without more machinery.
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -52,17 +63,18 @@ pub fn run(cells: &[Cell], out: &Path, at_once: usize, options: &Options) -> Res
     Ok(match (any(1), broken, any(3)) {
         (true, ..) => 1,
         (_, true, _) => crate::COULD_NOT_RUN,
-        (_, _, true) => 3,
+        (_, _, true) => INVALID,
         _ => 0,
     })
 }
 
-fn start(cell: Cell, out: &Path, options: &Options) -> Result<Child, String> {
+fn start(cell: Cell, again: bool, out: &Path, options: &Options) -> Result<Child, String> {
     let own = std::env::current_exe().map_err(|e| e.to_string())?;
     let (workload, fault) = cell.names();
     let mut command = Command::new(own);
     command.args(["run", "--workload", &workload, "--fault", &fault, "--out"]);
-    command.arg(out.join(cell.file_name()));
+    let again = if again { "-again" } else { "" };
+    command.arg(out.join(format!("{}{again}", cell.file_name())));
     command.args(["--seconds", &options.seconds.to_string()]);
     command.args(["--members", &options.members.to_string()]);
     if let Some(seed) = options.seed {
