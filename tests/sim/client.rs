@@ -85,14 +85,24 @@ impl Client {
         call: impl Future<Output = Result<(Option<ResponseHeader>, Answered), Status>>,
     ) -> (Answered, i64) {
         let began = now();
+        let (client, member) = (self.name.clone(), self.member);
+        let open = Call {
+            client,
+            member,
+            asked,
+            answered: Answered::Unknown("under way at the end".to_owned()),
+            revision: 0,
+            began,
+            ended: Duration::MAX,
+        };
+        let place = self.record.begin(open.clone());
         let (answered, revision) = match tokio::time::timeout(deadline, call).await {
             Ok(Ok((header, answered))) => (answered, header.map_or(0, |header| header.revision)),
             Ok(Err(status)) => (Answered::Unknown(status.message().to_owned()), 0),
             Err(_) => (Answered::Unknown("no answer".to_owned()), 0),
         };
-        let (client, member) = (self.name.clone(), self.member);
         let answer = answered.clone();
-        self.record.add(Call { client, member, asked, answered, revision, began, ended: now() });
+        self.record.end(place, Call { answered, revision, ended: now(), ..open });
         if matches!(answer, Answered::Unknown(_)) {
             self.turn_to_any();
         }

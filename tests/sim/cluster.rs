@@ -322,7 +322,8 @@ impl Run {
         let record = &self.cluster.record;
         let (calls, witnessed) = (record.calls.borrow(), record.witnessed.borrow());
         // What came later, nobody has watched.
-        let calls: Vec<_> = calls.iter().filter(|call| call.revision <= last).cloned().collect();
+        let until = witnessed.revision();
+        let calls: Vec<_> = calls.iter().filter(|call| call.revision <= until).cloned().collect();
         let chains = Chains::new(&witnessed.changes)?;
         agreement::check(testimonies, &witnessed.changes, last)?;
         revisions::check(&calls, &witnessed.changes, &chains)?;

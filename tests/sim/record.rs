@@ -140,11 +140,19 @@ impl Record {
             .expect("a string takes all");
     }
 
-    pub fn add(&self, call: Call) {
+    /// Notes a call that has begun; its place, for [`Record::end`]. One that never ends, as where the
+    /// run ends first, is one of unknown outcome.
+    pub fn begin(&self, call: Call) -> usize {
+        let mut calls = self.calls.borrow_mut();
+        calls.push(call);
+        calls.len() - 1
+    }
+
+    pub fn end(&self, place: usize, call: Call) {
         let Call { client, member, asked, answered, revision, began, ended } = &call;
         let took = ended.saturating_sub(*began).as_millis();
         self.note(&format!("{client} m{member} {asked:?} -> {answered:?} @{revision} {took} ms"));
-        self.calls.borrow_mut().push(call);
+        self.calls.borrow_mut()[place] = call;
     }
 
     /// Notes that something is not as it must be.
