@@ -1,20 +1,26 @@
 //! The process around a member: its listeners, its start, and its end.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
+use http::{Request, Response};
 use sd_notify::NotifyState;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::body::Body;
+use tonic::codegen::StdError;
 use tonic::service::Routes;
 use tonic::transport::server::{Server, TcpIncoming};
+use tower::Service;
 
 use crate::api::connection::Tracked;
 use crate::api::{self, Api};
@@ -113,8 +119,7 @@ pub async fn run(config: Config) -> Result<(), ServerError> {
     let serve = async {
         node.recovered().await.map_err(|_| ServerError::NotReady)?;
         node.agreed().await;
-        let routes = Routes::from(api.router());
-        serve(&mut client_servers, clients, &routes, &stopped, clients_settings);
+        serve(&mut client_servers, clients, &api.everything(), &stopped, clients_settings);
         tracing::info!(
             name = %config.name,
             member_id = %node.identity().member_id,
@@ -283,35 +288,43 @@ fn builder(connections: Connections) -> Server {
         .accept_http1(true)
 }
 
-fn serve(
+fn serve<T, B>(
     servers: &mut JoinSet<()>,
     listeners: Vec<TcpListener>,
-    routes: &Routes,
+    services: &T,
     stopped: &watch::Receiver<bool>,
     connections: Connections,
-) {
+) where
+    T: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    T::Future: Send,
+    B: http_body::Body<Data = Bytes, Error: Into<StdError>> + Send + 'static,
+{
     for listener in listeners {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let incoming = incoming.map_ok(Tracked::new);
-        servers.spawn(serve_one(incoming, routes.clone(), stopped.clone(), connections));
+        servers.spawn(serve_one(incoming, services.clone(), stopped.clone(), connections));
     }
 }
 
-async fn serve_one<S: Wire>(
+async fn serve_one<S, T, B>(
     incoming: impl Stream<Item = io::Result<Tracked<S>>>,
-    routes: Routes,
+    services: T,
     mut stopped: watch::Receiver<bool>,
     connections: Connections,
-) {
+) where
+    S: Wire,
+    T: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    T::Future: Send,
+    B: http_body::Body<Data = Bytes, Error: Into<StdError>> + Send + 'static,
+{
     let stop = async move {
         if stopped.wait_for(|stopped| *stopped).await.is_err() {
             std::future::pending().await
         }
     };
-    let mut server = builder(connections);
-    let server = server.add_routes(routes);
+    let server = builder(connections);
     let incoming = incoming.map_ok(Gathered);
-    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
+    if let Err(error) = server.serve_with_incoming_shutdown(services, incoming, stop).await {
         tracing::error!(%error, "a listener ended");
     }
 }
@@ -374,8 +387,8 @@ pub async fn run_in<S: Wire>(
     let node = member.node.clone();
     let serve = async {
         node.recovered().await.map_err(|_| ServerError::NotReady)?;
-        let routes = Routes::from(Api::new(node.clone(), api_options(config)).router());
-        servers.spawn(serve_one(clients, routes, stopped, client_connections(config)));
+        let services = Api::new(node.clone(), api_options(config)).everything();
+        servers.spawn(serve_one(clients, services, stopped, client_connections(config)));
         std::future::pending().await
     };
     tokio::select! {

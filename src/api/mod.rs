@@ -9,6 +9,7 @@ pub mod calls;
 pub mod cluster;
 pub mod connection;
 pub mod convert;
+pub mod dispatch;
 pub mod election;
 pub mod elections;
 pub mod fence;
@@ -30,10 +31,13 @@ pub mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::Request;
 use axum::Router;
+use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
-use tonic::service::Routes;
+use tonic::server::NamedService;
 use tonic_health::pb::health_server::HealthServer;
+use tower::Service;
 
 use crate::concurrency::Queues;
 use crate::concurrency::rules::Rules;
@@ -50,6 +54,7 @@ use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 
 use self::calls::Calls;
+use self::dispatch::{Dispatch, GatedCall, Services};
 use self::gate::{Gate, Keeper};
 
 /// The release of etcd whose API this is. Clients and tools ask for it to know what they may use.
@@ -85,16 +90,19 @@ impl Api {
     }
 
     /// Everything on the client port, for a server that speaks HTTP/1.1 and HTTP/2.
-    pub fn router(&self) -> Router {
-        services(self)
-            .merge(http::routes(self.node.clone()))
-            .merge(self.metrics())
-            .fallback(gate::unknown)
+    pub fn everything(&self) -> Dispatch<ClientServices> {
+        let http = http::routes(self.node.clone()).merge(self.metrics()).fallback(gate::unknown);
+        Dispatch::new(ClientServices::new(self), http)
     }
 
     /// What is served on the ports for metrics: those, and the probes.
     pub fn metrics_router(&self) -> Router {
         http::probes(self.node.clone()).merge(self.metrics()).fallback(gate::unknown)
+    }
+
+    fn keeper(&self) -> Keeper {
+        let (has_leader, learner) = (self.node.has_leader(), self.node.learner());
+        Keeper { has_leader, learner, calls: self.calls.clone() }
     }
 
     fn metrics(&self) -> Router {
@@ -103,37 +111,58 @@ impl Api {
     }
 }
 
-fn services(api: &Api) -> Router {
-    let (node, queues) = (&api.node, &api.queues);
-    let receive_bytes = node.limits().max_request_bytes + RECEIVE_HEADROOM_BYTES;
-    let keeper =
-        Keeper { has_leader: node.has_leader(), learner: node.learner(), calls: api.calls.clone() };
-    let keeper = Arc::new(keeper);
+// The generated servers have no trait in common for their limits, hence a macro.
+macro_rules! client_services {
+    ($($field:ident: $server:ident<$service:ty> = $make:expr;)*) => {
+        /// The gRPC services on the client port, each behind the gate.
+        pub struct ClientServices {
+            $($field: Gate<$server<$service>>,)*
+        }
 
-    // The generated servers have no trait in common for their limits, hence a macro.
-    macro_rules! gated {
-        ($server:ident, $service:expr) => {
-            Gate::new(
-                $server::new($service)
-                    .max_decoding_message_size(receive_bytes)
-                    .accept_compressed(CompressionEncoding::Gzip),
-                keeper.clone(),
-            )
-        };
-    }
+        impl ClientServices {
+            fn new(api: &Api) -> ClientServices {
+                let keeper = Arc::new(api.keeper());
+                let receive_bytes = api.node.limits().max_request_bytes + RECEIVE_HEADROOM_BYTES;
+                $(
+                    let make: fn(&Api) -> $service = $make;
+                    let server = $server::new(make(api))
+                        .max_decoding_message_size(receive_bytes)
+                        .accept_compressed(CompressionEncoding::Gzip);
+                    let $field = Gate::new(server, keeper.clone());
+                )*
+                ClientServices { $($field,)* }
+            }
+        }
 
-    Routes::new(gated!(KvServer, kv::KvService::new(node.clone())))
-        .add_service(gated!(WatchServer, watch_service(api)))
-        .add_service(gated!(LockServer, lock::LockService::new(queues.clone())))
-        .add_service(gated!(ElectionServer, election::ElectionService::new(queues.clone())))
-        .add_service(gated!(LocksServer, locks::LocksService::new(queues.clone())))
-        .add_service(gated!(ElectionsServer, elections::ElectionsService::new(queues.clone())))
-        .add_service(gated!(LeaseServer, lease::LeaseService::new(node.clone())))
-        .add_service(gated!(ClusterServer, cluster::ClusterService::new(node.clone())))
-        .add_service(gated!(MaintenanceServer, maintenance::MaintenanceService::new(node.clone())))
-        .add_service(gated!(AuthServer, auth::AuthService::new(node.clone())))
-        .add_service(gated!(HealthServer, health::HealthService))
-        .into_axum_router()
+        impl Services for ClientServices {
+            fn call(&self, name: &str, request: Request<Body>) -> Result<GatedCall, Request<Body>> {
+                match name {
+                    $(<$server<$service> as NamedService>::NAME => {
+                        Ok(self.$field.clone().call(request))
+                    })*
+                    _ => Err(request),
+                }
+            }
+        }
+    };
+}
+
+client_services! {
+    kv: KvServer<kv::KvService> = |api| kv::KvService::new(api.node.clone());
+    watch: WatchServer<watch::WatchService> = watch_service;
+    lock: LockServer<lock::LockService> = |api| lock::LockService::new(api.queues.clone());
+    election: ElectionServer<election::ElectionService> =
+        |api| election::ElectionService::new(api.queues.clone());
+    locks: LocksServer<locks::LocksService> = |api| locks::LocksService::new(api.queues.clone());
+    elections: ElectionsServer<elections::ElectionsService> =
+        |api| elections::ElectionsService::new(api.queues.clone());
+    lease: LeaseServer<lease::LeaseService> = |api| lease::LeaseService::new(api.node.clone());
+    cluster: ClusterServer<cluster::ClusterService> =
+        |api| cluster::ClusterService::new(api.node.clone());
+    maintenance: MaintenanceServer<maintenance::MaintenanceService> =
+        |api| maintenance::MaintenanceService::new(api.node.clone());
+    auth: AuthServer<auth::AuthService> = |api| auth::AuthService::new(api.node.clone());
+    health: HealthServer<health::HealthService> = |_| health::HealthService;
 }
 
 fn watch_service(api: &Api) -> watch::WatchService {

@@ -129,10 +129,10 @@ async fn cluster_of(
             let peer_servers = serve_peers(&member, vec![peers]);
             member.node.recovered().await.unwrap();
             let (stop, stopped) = watch::channel(false);
-            let routes = Routes::from(Api::new(member.node.clone(), api_options(&config)).router());
+            let services = Api::new(member.node.clone(), api_options(&config)).everything();
             let mut servers = JoinSet::new();
             let connections = client_connections(&config);
-            serve(&mut servers, vec![clients], &routes, &stopped, connections);
+            serve(&mut servers, vec![clients], &services, &stopped, connections);
             let servers = [servers, peer_servers];
             Running { member, faults, servers, endpoint, _stop: stop, _data: data }
         }
