@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rand::rngs::SmallRng;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, random_of, value};
 use super::load::{Client, Measured, closed_loop};
@@ -62,7 +62,7 @@ pub async fn drive<C: Client>(
 }
 
 struct Put {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     value: Bytes,
     random: SmallRng,

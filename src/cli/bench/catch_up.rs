@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, value};
 use super::load::Measured;
@@ -61,7 +61,7 @@ async fn write(keys: &KeySpace, channels: &Channels, value: &Bytes) -> Result<()
     stream::iter(puts).map(Ok).try_for_each_concurrent(PUTS_UNDER_WAY, |put| put).await
 }
 
-async fn first_revision(channel: Channel, keys: &KeySpace) -> Result<i64, Status> {
+async fn first_revision(channel: Connection, keys: &KeySpace) -> Result<i64, Status> {
     let request = RangeRequest {
         key: keys.key(0),
         range_end: keys.end(),
@@ -79,7 +79,7 @@ async fn first_revision(channel: Channel, keys: &KeySpace) -> Result<i64, Status
 /// Reads `count` events from the start of the watch on; each must be of a later revision than the
 /// one before.
 async fn read(
-    channel: Channel,
+    channel: Connection,
     range: WatchedRange,
     count: u64,
     window: &Window,

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::cases::drive;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::value;
 use super::leases::Leases;
@@ -30,7 +30,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const CATCH_UP_POLL: Duration = Duration::from_millis(10);
 
 /// Makes the holder of `lease` the leader of an election that nobody else stands for.
-async fn elect(channel: Channel, name: Bytes, lease: i64) -> Result<LeaderKey, BenchError> {
+async fn elect(channel: Connection, name: Bytes, lease: i64) -> Result<LeaderKey, BenchError> {
     let failed = |source| BenchError::Prepare { what: "campaigning", source };
     let request = CampaignRequest { name, lease, value: Bytes::from_static(&[0; STAMP_BYTES]) };
     let answer = ElectionClient::new(channel).campaign(request).await.map_err(failed)?;
@@ -38,7 +38,7 @@ async fn elect(channel: Channel, name: Bytes, lease: i64) -> Result<LeaderKey, B
 }
 
 struct Leader {
-    elections: ElectionClient<Channel>,
+    elections: ElectionClient<Connection>,
     request: ProclaimRequest,
 }
 
@@ -73,7 +73,7 @@ pub async fn proclaim(
 
 /// Proclaims when it does so, and the number of the proclamation.
 struct Herald {
-    elections: ElectionClient<Channel>,
+    elections: ElectionClient<Connection>,
     leader: LeaderKey,
     value_bytes: usize,
     origin: Instant,

@@ -7,10 +7,10 @@
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::leases::{grant_many, revoke_many};
 use super::load::{Client, Measured, closed_loop};
@@ -33,7 +33,7 @@ pub struct KeepAlive {
 
 impl KeepAlive {
     /// Opens the stream with a first renewal, and waits for its answer.
-    pub async fn open(channel: Channel, id: i64) -> Result<KeepAlive, Status> {
+    pub async fn open(channel: Connection, id: i64) -> Result<KeepAlive, Status> {
         let (requests, outgoing) = mpsc::channel(1);
         let gone = |_| Status::unavailable("the stream of requests is gone");
         requests.send(LeaseKeepAliveRequest { id }).await.map_err(gone)?;

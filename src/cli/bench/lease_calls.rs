@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::cases::drive;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::value;
 use super::leases::{grant, revoke};
@@ -21,7 +21,7 @@ const TTL_SECONDS: i64 = 600;
 const KEYS_A_LEASE: u32 = 10;
 
 struct Grant {
-    channel: Channel,
+    channel: Connection,
 }
 
 impl Client for Grant {
@@ -40,7 +40,7 @@ pub async fn grant_only(
 }
 
 struct Cycle {
-    channel: Channel,
+    channel: Connection,
     keys: Vec<Bytes>,
     value: Bytes,
 }

@@ -7,10 +7,10 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::IntervalStream;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::BenchError;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::tally::Errors;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest};
@@ -92,17 +92,17 @@ pub async fn revoke_many(channels: &Channels, ids: &[i64]) -> Errors {
     errors
 }
 
-pub async fn grant(channel: Channel, ttl: i64) -> Result<i64, Status> {
+pub async fn grant(channel: Connection, ttl: i64) -> Result<i64, Status> {
     let request = LeaseGrantRequest { ttl, id: 0 };
     Ok(LeaseClient::new(channel).lease_grant(request).await?.into_inner().id)
 }
 
-pub async fn revoke(channel: Channel, id: i64) -> Result<(), Status> {
+pub async fn revoke(channel: Connection, id: i64) -> Result<(), Status> {
     LeaseClient::new(channel).lease_revoke(LeaseRevokeRequest { id }).await.map(drop)
 }
 
 /// Returns only when the leases can no longer be kept alive.
-async fn keep_alive(channel: Channel, ids: Vec<i64>) -> Result<(), Status> {
+async fn keep_alive(channel: Connection, ids: Vec<i64>) -> Result<(), Status> {
     let ticks = IntervalStream::new(tokio::time::interval(KEEP_ALIVE_INTERVAL));
     let requests =
         ticks.flat_map(move |_| stream::iter(ids.clone())).map(|id| LeaseKeepAliveRequest { id });

@@ -13,6 +13,7 @@
 mod cases;
 mod catch_up;
 mod channels;
+mod connection;
 mod cpu;
 mod elections;
 mod keep_alive;
@@ -184,7 +185,7 @@ enum BenchError {
     #[error("endpoint {0}: only plain http is supported")]
     Scheme(String),
     #[error("endpoint {url}: {}", root_cause(source))]
-    Connect { url: String, source: tonic::transport::Error },
+    Connect { url: String, source: std::io::Error },
     #[error("{what}: {source}")]
     Prepare { what: &'static str, source: tonic::Status },
     #[error("none of the members follows")]

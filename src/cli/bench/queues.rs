@@ -10,10 +10,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::cases::drive;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::value;
 use super::leases::Leases;
@@ -82,7 +82,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 struct Lock {
     number: usize,
-    locks: LockClient<Channel>,
+    locks: LockClient<Connection>,
     request: LockRequest,
     hand_overs: Option<Arc<HandOvers>>,
 }
@@ -122,7 +122,7 @@ pub async fn lock(
 
 struct Campaign {
     number: usize,
-    elections: ElectionClient<Channel>,
+    elections: ElectionClient<Connection>,
     request: CampaignRequest,
     hand_overs: Option<Arc<HandOvers>>,
 }

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::SmallRng;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::cases::drive;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, random_of, value};
 use super::load::{Client, Measured};
@@ -19,7 +19,7 @@ use crate::pb::etcdserverpb::kv_client::KvClient;
 const PAGE_KEYS: u32 = 1_000;
 
 struct Range {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     random: SmallRng,
     serializable: bool,
@@ -55,7 +55,7 @@ pub async fn range(
 }
 
 struct Page {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     end: Bytes,
     random: SmallRng,
@@ -99,7 +99,7 @@ pub async fn page(
 }
 
 struct Count {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     end: Bytes,
 }

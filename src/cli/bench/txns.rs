@@ -7,10 +7,10 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::SmallRng;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::cases::drive;
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, put_op, random_of, value};
 use super::load::{Client, Measured};
@@ -25,7 +25,7 @@ use crate::pb::etcdserverpb::{
 const TXN_PUTS: u32 = 10;
 
 struct Txn {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     key: Bytes,
     value: Bytes,
     /// Where the key was last modified, as far as this client knows.
@@ -97,7 +97,7 @@ pub async fn compare_and_swap(
 }
 
 struct ManyPuts {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     value: Bytes,
     random: SmallRng,

@@ -12,10 +12,10 @@ use bytes::{Bytes, BytesMut};
 use futures::future::try_join_all;
 use futures::stream::{self, StreamExt};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::load::{Client, Measured, closed_loop};
 use super::tally::{Tally, Window};
@@ -32,7 +32,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const CATCH_UP_POLL: Duration = Duration::from_millis(10);
 
 struct Writer {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     key: Bytes,
     value_bytes: usize,
     origin: Instant,
@@ -115,7 +115,7 @@ impl WatchedRange {
 
 /// Opens a watch that is in force when this returns.
 pub async fn open(
-    channel: Channel,
+    channel: Connection,
     range: WatchedRange,
 ) -> Result<Streaming<WatchResponse>, Status> {
     let WatchedRange { key, range_end, start_revision } = range;

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, BytesMut};
 use rand::rngs::SmallRng;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::channels::Channels;
+use super::connection::Connection;
 use super::cpu::CpuMeter;
 use super::keys::{KeySpace, random_of};
 use super::load::{Client, Measured, closed_loop};
@@ -34,7 +34,7 @@ const MARK_BYTES: usize = 8 + 4 + 8;
 type Answered = Vec<Mutex<Vec<u64>>>;
 
 struct Writer {
-    kv: KvClient<Channel>,
+    kv: KvClient<Connection>,
     keys: KeySpace,
     random: SmallRng,
     value_bytes: usize,
