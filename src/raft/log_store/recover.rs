@@ -79,7 +79,8 @@ pub fn recover(vfs: &dyn Vfs, dir: &Path, cache_limit_bytes: usize) -> io::Resul
             ),
         ));
     }
-    let tail = (!segments.is_empty()).then_some(Tail { segments, end, synced: 0, capacity });
+    let tail =
+        (!segments.is_empty()).then_some(Tail { segments, end, synced: 0, capacity, zeroed: end });
     Ok(Recovered { contents, tail })
 }
 

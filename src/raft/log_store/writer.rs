@@ -21,6 +21,12 @@ use crate::vfs::{Vfs, remedy};
 /// A batch is handed to the file system in pieces of about this size.
 const WRITE_BYTES: usize = 1 << 20;
 
+/// How far ahead of the records a segment is filled with zeros.
+///
+/// Preallocated room that was never written has to be marked as written when it is, and a sync then
+/// waits for that too. Where zeros lie already a sync has only the records to write.
+const ZEROS_AHEAD_BYTES: usize = 256 << 10;
+
 /// Is told how long each sync took.
 pub type SyncObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
@@ -73,7 +79,7 @@ impl UnderWay {
 }
 
 /// Where the log ends.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tail {
     /// Oldest first; records go to the last.
     pub segments: VecDeque<Segment>,
@@ -83,6 +89,8 @@ pub struct Tail {
     pub synced: u64,
     /// The length of the last segment's file.
     pub capacity: u64,
+    /// Everything before was written in this process, as zeros at least. No more than `capacity`.
+    pub zeroed: u64,
 }
 
 impl Writer {
@@ -96,8 +104,7 @@ impl Writer {
         standing: Standing,
     ) -> io::Result<Writer> {
         let new = tail.is_none();
-        let tail =
-            tail.unwrap_or(Tail { segments: VecDeque::new(), end: 0, synced: 0, capacity: 0 });
+        let tail = tail.unwrap_or_default();
         let (buffer, placed) = (Vec::new(), Vec::new());
         let mut writer = Writer {
             vfs,
@@ -290,6 +297,7 @@ impl Writer {
         self.tail.end = segment::HEADER_BYTES as u64;
         self.tail.synced = 0;
         self.tail.capacity = capacity;
+        self.tail.zeroed = 0;
         let place = self.next_place();
         self.put(place, &checkpoint);
         self.sync()?;
@@ -305,7 +313,13 @@ impl Writer {
             return Ok(());
         }
         let offset = self.tail.end - self.buffer.len() as u64;
-        let buffer = std::mem::take(&mut self.buffer);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if self.tail.end > self.tail.zeroed {
+            let left = usize::try_from(self.tail.capacity - self.tail.end).unwrap_or(usize::MAX);
+            let zeros = left.min(ZEROS_AHEAD_BYTES);
+            buffer.resize(buffer.len() + zeros, 0);
+            self.tail.zeroed = self.tail.end + zeros as u64;
+        }
         let segment = self.last_segment();
         segment.file.write_at(offset, &buffer).map_err(|e| about(&segment.path, "write", e))?;
         self.buffer = buffer;
