@@ -10,7 +10,7 @@ use super::bolt::Bolt;
 use super::etcd::{self, EtcdError, Left};
 use super::format::{HASH_BYTES, may_have_hash};
 use super::found::{Founded, NewMember, Standing, finish};
-use crate::machine::{Afresh, Fault, foreign_lease, foreign_numbers, foreign_record};
+use crate::machine::{Afresh, Fault, Record, foreign_lease, foreign_numbers, foreign_record};
 use crate::node::founding::{Founding, FoundingError};
 
 /// Pairs written at once, and their keys and values together unless one pair alone is larger.
@@ -79,7 +79,10 @@ pub fn import(
         .leases
         .iter()
         .map(|(id, lease)| foreign_lease(*id, lease.ttl_seconds, lease.remaining));
-    let records = state.records.into_values().map(|record| foreign_record(&record));
+    // As they were made, which is how an engine takes them.
+    let mut records: Vec<Record> = state.records.into_values().collect();
+    records.sort_unstable_by_key(|record| record.mod_revision);
+    let records = records.iter().map(foreign_record);
     let mut founding = Founding::begin(&member.data_dir)?;
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     for pair in numbers.into_iter().chain(leases).chain(records) {

@@ -26,7 +26,8 @@ pub const LABEL_PREFIX: u8 = b'h';
 pub const LEASE_PREFIX: u8 = b'l';
 pub const META_KEY: [u8; 1] = *b"m";
 pub const MEMBER_PREFIX: u8 = b'p';
-pub const RECORD_PREFIX: u8 = b'r';
+/// The engine packs what lies here into blocks, as it only ever grows at its end.
+pub const RECORD_PREFIX: u8 = crate::storage::RECORD_PREFIX;
 pub const RETIRED_PREFIX: u8 = b'x';
 
 pub fn record_key(revision: Revision) -> [u8; 13] {

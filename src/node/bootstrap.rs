@@ -35,7 +35,7 @@ use crate::vfs::Vfs;
 use crate::watch::Hub;
 
 /// Of the engine under the state. The machine reads from memory, so this serves writing alone.
-pub const ENGINE_CACHE_BYTES: usize = 64 << 20;
+pub const ENGINE_CACHE_BYTES: usize = 8 << 20;
 
 /// How often a silent end of openraft is looked for. What ends it has mostly been told by then.
 const FAULT_LOOK: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ use crate::types::ClusterId;
 use crate::vfs::Vfs;
 
 /// What the engine caches while the state is written.
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 /// Made durable in pieces of about this size, so that it does not all wait in memory.
 const FLUSH_BYTES: usize = 64 << 20;
 
@@ -51,7 +51,7 @@ impl Founding {
         Ok(Founding { directory, engine, unflushed_bytes: 0 })
     }
 
-    /// Adds to the state, in any order.
+    /// Adds to the state, in any order but for records, which come as they were made.
     pub fn write(&mut self, pairs: impl IntoIterator<Item = Pair>) -> Result<(), FoundingError> {
         let mut batch = Batch::default();
         for (key, value) in pairs {

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::types::{ClusterId, MemberId};
 use crate::vfs::{Lock, OsVfs, REPLACE_MEMBER, Vfs, create_dir_durably, replace_file};
 
-const FORMAT: u32 = 1;
+/// The state of format 1 has a pair for each record; nothing that was released wrote it.
+const FORMAT: u32 = 2;
 const MEMBER_FILE: &str = "member.json";
 const DRAFT_FILE: &str = "member.new";
 const LOCK_FILE: &str = "LOCK";
@@ -91,6 +92,11 @@ pub enum DataDirError {
          start it with the program that wrote it, or a newer one"
     )]
     OtherFormat { path: PathBuf, found: u32 },
+    #[error(
+        "data dir {path} was written in format {found}, before the first release, and this is a program \
+         for format {FORMAT}: save a snapshot with the program that wrote it, and restore that"
+    )]
+    OldFormat { path: PathBuf, found: u32 },
     #[error("{path}: damaged: {reason}; {REPLACE_MEMBER}")]
     Damaged { path: PathBuf, reason: String },
     #[error(
@@ -323,6 +329,9 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<MemberFile, DataDirError> {
     if format > FORMAT {
         return Err(DataDirError::OtherFormat { path: path.to_owned(), found: format });
     }
+    if format < FORMAT {
+        return Err(DataDirError::OldFormat { path: path.to_owned(), found: format });
+    }
     let file: MemberFile =
         serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
     let sum = file.sum();
@@ -479,6 +488,7 @@ mod tests {
                 match open(&vfs) {
                     Err(DataDirError::Damaged { path, .. }) => assert_eq!(path, file),
                     Err(DataDirError::OtherFormat { found, .. }) => assert!(found > FORMAT),
+                    Err(DataDirError::OldFormat { found, .. }) => assert!(found < FORMAT),
                     // White space between the values says nothing.
                     Ok(_) => assert!(b" \n".contains(&bytes[at]), "byte {at} went unnoticed"),
                     Err(other) => panic!("byte {at}: {other}"),
@@ -488,25 +498,28 @@ mod tests {
         }
     }
 
-    /// A member file of format 1, as it must stay readable.
+    /// A member file of format 2, as it must stay readable.
     const GOLDEN: &str = r#"{
-  "format": 1,
+  "format": 2,
   "cluster_id": "1",
   "member_id": "7",
   "name": "a",
   "log_begun": false,
-  "checksum": "b2c92e8c"
+  "checksum": "cea80b57"
 }"#;
 
     #[test]
-    fn the_member_file_of_format_1_is_read_and_written() {
+    fn the_member_file_of_format_2_is_read_and_written() {
         let vfs = MemVfs::default();
         open(&vfs).expect("first start");
         let file = Path::new(PATH).join(MEMBER_FILE);
         let written = String::from_utf8(vfs.read(&file).expect("written")).expect("text");
         assert_eq!(written, GOLDEN);
-        vfs.tamper(&file, |bytes| *bytes = GOLDEN.replacen("1", "2", 1).into_bytes());
+        vfs.tamper(&file, |bytes| *bytes = GOLDEN.replacen("2", "3", 1).into_bytes());
         let refused = open(&vfs).expect_err("a later format").to_string();
-        assert!(refused.contains("format 2") && refused.contains("newer"), "{refused}");
+        assert!(refused.contains("format 3") && refused.contains("newer"), "{refused}");
+        vfs.tamper(&file, |bytes| *bytes = GOLDEN.replacen("2", "1", 1).into_bytes());
+        let refused = open(&vfs).expect_err("an earlier format").to_string();
+        assert!(refused.contains("format 1") && refused.contains("snapshot"), "{refused}");
     }
 }

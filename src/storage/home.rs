@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Engine, Memory, Sled};
+use super::{Engine, Memory, Packed, Sled};
 use crate::vfs::{OsVfs, REPLACE_MEMBER, Vfs, create_dir_durably, replace_file};
 
 const CURRENT: &str = "CURRENT";
@@ -47,7 +47,8 @@ impl Engines for MemoryEngines {
     }
 }
 
-/// Opens the present state, and stages the next.
+/// Opens the present state, and stages the next. The engines that it hands out pack the history into
+/// blocks ([`Packed`]).
 pub struct Home {
     /// Directories below this one.
     root: PathBuf,
@@ -122,7 +123,7 @@ impl Home {
         // What was seen may not be durable yet, and now something is built on it.
         self.vfs.sync_dir(&self.root)?;
         self.remove(|name| name != current)?;
-        self.engines.open(&self.root.join(current))
+        Ok(Box::new(Packed::new(self.engines.open(&self.root.join(current))?)))
     }
 
     /// An empty engine in a place of its own.
@@ -132,7 +133,7 @@ impl Home {
         let name = format!("{PREFIX}{}", highest + 1);
         let path = self.root.join(&name);
         self.vfs.create_dir_all(&path)?;
-        let engine = self.engines.open(&path)?;
+        let engine = Box::new(Packed::new(self.engines.open(&path)?));
         Ok(Staged { engine: Some(engine), name, path, vfs: self.vfs.clone() })
     }
 

@@ -5,9 +5,11 @@
 //! change. So whatever prefix of the batches an engine has made durable is a state the machine was
 //! once in, and the log replays the rest.
 
+mod blocks;
 mod flushed;
 mod home;
 mod memory;
+mod packed;
 mod sled;
 mod writer;
 
@@ -15,6 +17,7 @@ use std::io;
 
 pub use home::{Engines, Home, MemoryEngines, SledEngines, Staged};
 pub use memory::{Disk, Memory};
+pub use packed::{Packed, RECORD_PREFIX};
 pub use sled::Sled;
 pub use writer::{FlushObserver, StateWriter, StorageFault, WriterOptions};
 

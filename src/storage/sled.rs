@@ -29,8 +29,9 @@ use std::time::Duration;
 use super::{Batch, Change, Engine, flushed};
 use crate::vfs::{OsVfs, REPLACE_MEMBER, remedy};
 
-/// Sled's pages hold this many pairs; fixed when a database is created.
-const LEAF_FANOUT: usize = 1024;
+/// Sled's leaves hold this many pairs; fixed when a database is created. A leaf is written and kept in
+/// memory as a whole, so with blocks of records in it (`blocks.rs`) it must not hold many.
+const LEAF_FANOUT: usize = 32;
 
 type Db = ::sled::Db<LEAF_FANOUT>;
 
@@ -63,7 +64,7 @@ pub struct Sled {
 
 impl Sled {
     /// What `cache_bytes` of [`Sled::open`] is unless configured.
-    pub const DEFAULT_CACHE_BYTES: usize = 64 << 20;
+    pub const DEFAULT_CACHE_BYTES: usize = 8 << 20;
 
     /// Opens or creates the database in directory `path`. After a crash it holds every batch up to
     /// some point at or after the last successful flush, and none beyond.
