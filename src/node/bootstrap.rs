@@ -132,6 +132,8 @@ pub struct Sizes {
     pub purge_batch: u64,
     /// Preallocated length of a segment of the log.
     pub log_segment_bytes: u64,
+    /// Segments of the log kept before the newest one, however few entries that are.
+    pub log_segments_kept: u64,
     /// The state writer of a simulation, which has no clock, flushes after so much.
     pub simulated_flush_bytes: usize,
 }
@@ -141,7 +143,8 @@ impl Default for Sizes {
         Sizes {
             entries_kept: 5_000,
             purge_batch: 1_024,
-            log_segment_bytes: 64 << 20,
+            log_segment_bytes: 16 << 20,
+            log_segments_kept: 2,
             simulated_flush_bytes: 16 << 10,
         }
     }
@@ -347,6 +350,7 @@ async fn assemble(
     let config = Arc::new(raft_config(settings, &identity)?);
     let network = NetworkFactory { links: links.clone() };
     let stall = super::stall::Stall::new(log.under_way());
+    let kept_log = log.clone();
     let raft = RaftHandle::new(me.0, config, network, log, applier)
         .await
         .map_err(|error| StartError::Raft(error.to_string()))?;
@@ -399,6 +403,7 @@ async fn assemble(
     tasks.spawn(node.clone().keep_expiring());
     tasks.spawn(node.clone().follow_raft(has_leader_sender, contact.clone()));
     tasks.spawn(node.clone().keep_scrubbing(scrub));
+    tasks.spawn(node.clone().keep_log_short(kept_log, settings.sizes.log_segments_kept));
     tasks.spawn(node.clone().keep_in_touch());
     tasks.spawn(node.clone().keep_promoting());
     tasks.spawn(node.clone().keep_agreeing());

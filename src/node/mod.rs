@@ -36,6 +36,7 @@ mod identity;
 mod joining;
 mod leadership;
 mod lessor;
+mod log_length;
 mod members_service;
 mod membership;
 mod meters;

@@ -118,6 +118,7 @@ pub fn run(seed: u64) -> Outcome {
             entries_kept: if often { dice.random_range(0..10) } else { dice.random_range(0..100) },
             purge_batch: dice.random_range(1..8),
             log_segment_bytes: dice.random_range(4..64) << 10,
+            log_segments_kept: if often { 2 } else { 1_000 },
             simulated_flush_bytes: dice.random_range(1..64) << 10,
         },
     };

@@ -259,6 +259,18 @@ impl Contents {
         found
     }
 
+    /// The last entry that lies before the newest segment and the `kept` ones before that.
+    pub fn surplus(&self, kept: u64) -> Option<u64> {
+        let newest = self.slots.iter().rev().find_map(|slot| match slot {
+            Slot::At(location) => Some(location.segment),
+            Slot::Queued(_) => None,
+        })?;
+        let is_surplus =
+            |slot: &Slot| matches!(slot, Slot::At(location) if location.segment + kept < newest);
+        let surplus = self.slots.partition_point(is_surplus) as u64;
+        (surplus > 0).then(|| self.first + surplus - 1)
+    }
+
     /// The first index that `standing` promises and no record was found for.
     pub fn first_missing(&self) -> Option<u64> {
         let needed = self.standing.purged.map_or(0, |purged| purged.index + 1);
@@ -391,6 +403,24 @@ mod tests {
         assert!(!contents.truncate_after(None));
         contents.append(&[entry(2, 4)]).unwrap();
         assert_eq!(ids(&contents.find(0, 99, usize::MAX)), [log_id(2, 4)]);
+    }
+
+    #[test]
+    fn what_lies_in_old_segments_is_surplus() {
+        let mut contents = Contents::new(Standing::default(), 0);
+        for index in 1..=9 {
+            let location = Location { segment: 5 + index / 3, ..location(10) };
+            contents.append_found(entry(1, index), location).unwrap();
+        }
+        contents.append(&entries(1, 10..=12)).unwrap();
+        assert_eq!(contents.surplus(0), Some(8));
+        assert_eq!(contents.surplus(1), Some(5));
+        assert_eq!(contents.surplus(2), Some(2));
+        assert_eq!(contents.surplus(3), None);
+        contents.purge(log_id(1, 4));
+        assert_eq!(contents.surplus(1), Some(5));
+        assert_eq!(contents.surplus(2), None);
+        assert_eq!(Contents::new(Standing::default(), 0).surplus(0), None);
     }
 
     #[test]

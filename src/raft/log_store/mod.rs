@@ -80,8 +80,8 @@ pub enum Drive {
 impl Default for LogOptions {
     fn default() -> LogOptions {
         LogOptions {
-            segment_bytes: 64 << 20,
-            cache_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
+            cache_bytes: 16 << 20,
             queue_bytes: 16 << 20,
             drive: Drive::Thread,
             sync_observer: None,
@@ -171,6 +171,16 @@ impl LogStore {
     /// What stopped the log, or kept the last records from becoming durable.
     pub fn close(&self) -> io::Result<()> {
         self.inner.close()
+    }
+
+    /// The last entry that lies before the newest segment and the `kept` ones before that, if there is
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// The fault, once the log has stopped.
+    pub fn surplus(&self, kept: u64) -> io::Result<Option<u64>> {
+        self.inner.shared.read(|state| Ok(state.contents.surplus(kept)))
     }
 
     /// Removes the entries up to `log_id`; where there are none, the log begins behind it.
