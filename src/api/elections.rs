@@ -83,10 +83,10 @@ impl Elections for ElectionsService {
         let node = &self.queues.node;
         node.read_barrier().await.map_err(status::of_own)?;
         let first = node.machine().queue(&name, 1).0.pop();
-        let leader = first.filter(|first| first.record.create_revision == term);
+        let leader = first.filter(|first| first.record.create_revision() == term);
         let leader = leader.ok_or(LockRefusal::StaleToken)?;
         let proclaim = Proclaim {
-            key: leader.record.key.clone(),
+            key: Bytes::copy_from_slice(leader.record.key()),
             create_revision: term,
             value: request.value,
             lease: LeaseId::NONE,
@@ -170,7 +170,7 @@ async fn next(node: &Node, name: &Bytes, observer: &mut Observer) -> Result<Seen
 
 fn candidate(moment: &Moment<'_>, key: &QueueKey, ahead: usize, now: Timestamp) -> pb::Candidate {
     let place = Some(moment.place(key, ahead, now));
-    pb::Candidate { place, value: key.record.value.clone() }
+    pb::Candidate { place, value: Bytes::copy_from_slice(key.record.value()) }
 }
 
 fn response(node: &Node, name: &Bytes, seen: Seen) -> pb::ObserveResponse {
@@ -180,13 +180,14 @@ fn response(node: &Node, name: &Bytes, seen: Seen) -> pb::ObserveResponse {
         None => Response::Vacant(observe_response::Vacant {}),
         Some(record) => {
             let machine = node.machine();
-            let same = |now: &QueueKey| now.record.create_revision == record.create_revision;
+            let (key, value) = record.shared();
+            let same = |now: &QueueKey| now.record.create_revision() == record.create_revision();
             let label = machine.queue(name, 1).0.pop().filter(same).and_then(|now| now.label);
             let leader = observe_response::Leader {
-                key: record.key.clone(),
-                value: record.value.clone(),
-                term: record.create_revision,
-                lease: record.lease.0,
+                key,
+                value,
+                term: record.create_revision(),
+                lease: record.lease().0,
                 owner: label.map(|label| label.owner).unwrap_or_default(),
             };
             if seen.is_new { Response::Leader(leader) } else { Response::Updated(leader) }

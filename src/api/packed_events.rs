@@ -44,7 +44,7 @@ impl PackedEvents {
 }
 
 fn pack_one(kept: &mut [Option<Kept>], event: &Event) -> Bytes {
-    let (revision, with_prev) = (event.record.mod_revision, event.prev.is_some());
+    let (revision, with_prev) = (event.record.mod_revision(), event.prev.is_some());
     let place = (revision.main as usize).wrapping_add(revision.sub as usize) % EVENTS_KEPT;
     if let Some(kept) = &kept[place]
         && kept.revision == revision
@@ -63,30 +63,28 @@ fn convert(event: &Event) -> mvccpb::Event {
     let record = &event.record;
     let (kind, kv) = if record.is_tombstone() {
         let kv = mvccpb::KeyValue {
-            key: record.key.clone(),
-            mod_revision: record.mod_revision.main,
+            key: Bytes::copy_from_slice(record.key()),
+            mod_revision: record.mod_revision().main,
             ..mvccpb::KeyValue::default()
         };
         (mvccpb::event::EventType::Delete, kv)
     } else {
         (mvccpb::event::EventType::Put, key_value(record))
     };
-    let prev_kv = event.prev.as_deref().map(key_value);
+    let prev_kv = event.prev.as_ref().map(key_value);
     mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::machine::Record;
+    use crate::machine::{Parts, Record};
     use crate::types::LeaseId;
 
-    fn record(main: i64, sub: u32, value_bytes: usize) -> Arc<Record> {
-        Arc::new(Record {
-            key: format!("{main}.{sub}").into(),
-            value: vec![b'v'; value_bytes].into(),
+    fn record(main: i64, sub: u32, value_bytes: usize) -> Record {
+        Record::new(Parts {
+            key: format!("{main}.{sub}").as_bytes(),
+            value: &vec![b'v'; value_bytes],
             create_revision: 1,
             mod_revision: Revision::new(main, sub),
             version: 2,

@@ -384,7 +384,7 @@ fn reason(refused: Refused) -> &'static str {
 }
 
 fn main_revision(event: &Event) -> i64 {
-    event.record.mod_revision.main
+    event.record.mod_revision().main
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::bolt::{Bolt, BoltError};
-use crate::machine::Record;
+use crate::machine::{Parts, Record};
 use crate::types::{LeaseId, Revision};
 
 const REVISION_BYTES: usize = 17;
@@ -121,8 +121,8 @@ pub fn read<R: Read + Seek>(file: &mut Bolt<R>) -> Result<EtcdState, EtcdError> 
     read_leases(file, &mut state)?;
     let leases = &state.leases;
     for record in state.records.values_mut() {
-        if !record.lease.is_none() && !leases.contains_key(&record.lease) {
-            record.lease = LeaseId::NONE;
+        if !record.lease().is_none() && !leases.contains_key(&record.lease()) {
+            *record = Record::new(Parts { lease: LeaseId::NONE, ..record.parts() });
             state.orphans += 1;
         }
     }
@@ -152,7 +152,7 @@ fn read_keys<R: Read + Seek>(file: &mut Bolt<R>, state: &mut EtcdState) -> Resul
             return Ok(());
         }
         let record = record(revision, stored).ok_or_else(|| damaged("numbers that cannot be"))?;
-        state.records.insert(record.key.clone(), record);
+        state.records.insert(Bytes::copy_from_slice(record.key()), record);
         Ok(())
     })
 }
@@ -164,13 +164,15 @@ fn record(revision: Revision, stored: StoredKeyValue) -> Option<Record> {
         && (1..=mod_revision).contains(&create_revision)
         && version >= 1
         && !key.is_empty();
-    is_one.then(|| Record {
-        key,
-        value,
-        create_revision,
-        mod_revision: revision,
-        version,
-        lease: LeaseId(lease),
+    is_one.then(|| {
+        Record::new(Parts {
+            key: &key,
+            value: &value,
+            create_revision,
+            mod_revision: revision,
+            version,
+            lease: LeaseId(lease),
+        })
     })
 }
 

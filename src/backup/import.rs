@@ -81,7 +81,7 @@ pub fn import(
         .map(|(id, lease)| foreign_lease(*id, lease.ttl_seconds, lease.remaining));
     // As they were made, which is how an engine takes them.
     let mut records: Vec<Record> = state.records.into_values().collect();
-    records.sort_unstable_by_key(|record| record.mod_revision);
+    records.sort_unstable_by_key(|record| record.mod_revision());
     let records = records.iter().map(foreign_record);
     let mut founding = Founding::begin(&member.data_dir)?;
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);

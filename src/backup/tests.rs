@@ -176,8 +176,8 @@ fn leases_keep_what_they_had_left_and_locks_their_holders() {
     assert_eq!((machine.now(), lease.deadline), (Timestamp(41_000), Timestamp(61_000)));
     assert_eq!(lease.keys.len(), 2);
     let holder = machine.queue_head(b"n").expect("the lock is held");
-    assert_eq!(holder.key, key("n/7"));
-    assert_eq!(machine.label(&holder.key).expect("its label").owner, "alice");
+    assert_eq!(holder.key(), key("n/7"));
+    assert_eq!(machine.label(holder.key()).expect("its label").owner, "alice");
 }
 
 #[test]
@@ -261,11 +261,11 @@ fn an_etcd_snapshot_is_read_as_etcd_reads_it() {
     let small: Vec<_> = state.records.keys().filter(|key| key.starts_with(b"k/0")).collect();
     assert_eq!(small.len(), 51);
     let again = &state.records[&key("k/005")];
-    assert_eq!((again.create_revision, again.mod_revision.main, again.version), (5, 5, 1));
-    assert_eq!(state.records[&key("big")].value, vec![b'b'; 9_000]);
+    assert_eq!((again.create_revision(), again.mod_revision().main, again.version()), (5, 5, 1));
+    assert_eq!(state.records[&key("big")].value(), vec![b'b'; 9_000]);
     let leased = &state.records[&key("leased")];
-    assert_eq!(leased.lease, LeaseId(7533855901250696451));
-    let lease = state.leases[&leased.lease];
+    assert_eq!(leased.lease(), LeaseId(7533855901250696451));
+    let lease = state.leases[&leased.lease()];
     assert_eq!((lease.ttl_seconds, lease.remaining.as_secs()), (500, 500));
     assert_eq!((state.leases.len(), state.orphans), (1, 0));
     let left = Left { auth_enabled: false, users: 1, roles: 1, alarms: 0 };
@@ -343,7 +343,7 @@ fn a_damaged_etcd_file_is_an_error_at_worst() {
             Ok(state) => {
                 reads += 1;
                 let bytes: usize =
-                    state.records.values().map(|it| it.key.len() + it.value.len()).sum();
+                    state.records.values().map(|it| it.key().len() + it.value().len()).sum();
                 assert!(bytes <= file.len(), "seed {seed}");
             }
             Err(error) => {

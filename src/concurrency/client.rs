@@ -396,7 +396,7 @@ async fn keep_held(node: &Node, lease: LeaseId, held: &Granted, mut life: Connec
             () = tokio::time::sleep(RENEW_INTERVAL) => {}
         }
         let record = node.view().get(&held.key);
-        if record.is_none_or(|record| record.create_revision != held.create_revision) {
+        if record.is_none_or(|record| record.create_revision() != held.create_revision) {
             return;
         }
         match node.lease_renew(lease).await {

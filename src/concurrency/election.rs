@@ -1,7 +1,6 @@
 //! What the Election service has beyond queueing: who leads, and following who leads.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +24,7 @@ pub(super) fn children(name: &[u8]) -> KeyRange {
 }
 
 /// The leader of election `name`: the oldest key of its queue. `None` when there is none.
-pub async fn leader(node: &Node, name: &[u8]) -> Result<(Option<Arc<Record>>, i64), Failure> {
+pub async fn leader(node: &Node, name: &[u8]) -> Result<(Option<Record>, i64), Failure> {
     node.read_barrier().await?;
     let machine = node.machine();
     Ok((machine.queue_head(name), machine.store().revision()))
@@ -35,7 +34,7 @@ pub async fn leader(node: &Node, name: &[u8]) -> Result<(Option<Arc<Record>>, i6
 struct Candidates {
     name: Bytes,
     /// By create revision and key: one transaction may create several.
-    by_age: BTreeMap<(i64, Bytes), Arc<Record>>,
+    by_age: BTreeMap<(i64, Bytes), Record>,
 }
 
 impl Candidates {
@@ -60,24 +59,29 @@ impl Candidates {
         let by_age = reply
             .records
             .into_iter()
-            .filter(|record| in_queue(&name, &record.key))
-            .map(|record| ((record.create_revision, record.key.clone()), record))
+            .filter(|record| in_queue(&name, record.key()))
+            .map(|record| {
+                ((record.create_revision(), Bytes::copy_from_slice(record.key())), record)
+            })
             .collect();
         Candidates { name, by_age }
     }
 
-    fn leader(&self) -> Option<&Arc<Record>> {
+    fn leader(&self) -> Option<&Record> {
         self.by_age.values().next()
     }
 
-    fn change(&mut self, record: &Arc<Record>) {
-        if !in_queue(&self.name, &record.key) {
+    fn change(&mut self, record: &Record) {
+        if !in_queue(&self.name, record.key()) {
             return;
         }
         if record.is_tombstone() {
-            self.by_age.retain(|_, candidate| candidate.key != record.key);
+            self.by_age.retain(|_, candidate| candidate.key() != record.key());
         } else {
-            self.by_age.insert((record.create_revision, record.key.clone()), record.clone());
+            self.by_age.insert(
+                (record.create_revision(), Bytes::copy_from_slice(record.key())),
+                record.clone(),
+            );
         }
     }
 }
@@ -95,7 +99,7 @@ pub struct Observer {
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// `None` when nobody leads.
-    pub leader: Option<Arc<Record>>,
+    pub leader: Option<Record>,
     /// Whether the one before was another, or is not known.
     pub is_new: bool,
     pub revision: i64,
@@ -140,7 +144,7 @@ impl Observer {
             }
             match self.watch.next().await {
                 Delivery::Events { events, .. } => {
-                    let main = |event: &crate::machine::Event| event.record.mod_revision.main;
+                    let main = |event: &crate::machine::Event| event.record.mod_revision().main;
                     for events in events.chunk_by(|a, b| main(a) == main(b)) {
                         let before = self.candidates.leader().cloned();
                         for event in events {
@@ -150,8 +154,9 @@ impl Observer {
                         if leader == before {
                             continue;
                         }
-                        let term = |it: &Option<Arc<Record>>| {
-                            it.as_ref().map(|it| (it.create_revision, it.key.clone()))
+                        let term = |it: &Option<Record>| {
+                            it.as_ref()
+                                .map(|it| (it.create_revision(), Bytes::copy_from_slice(it.key())))
                         };
                         let is_new = term(&leader) != term(&before);
                         self.pending.push_back(Seen { leader, is_new, revision: main(&events[0]) });
@@ -166,6 +171,6 @@ impl Observer {
 
 /// Whether a candidate's key ends with the lease that it names: one that does not leads nobody.
 pub fn is_attached(record: &Record) -> bool {
-    let hex = record.key.rsplit(|byte| *byte == b'/').next();
-    hex.and_then(LeaseId::from_hex) == Some(record.lease)
+    let hex = record.key().rsplit(|byte| *byte == b'/').next();
+    hex.and_then(LeaseId::from_hex) == Some(record.lease())
 }

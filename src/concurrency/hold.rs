@@ -377,8 +377,8 @@ fn say_told(node: &Arc<Node>, granted: &Granted) {
 /// Why the lock is no longer the holder's; `None` while it is.
 fn lost(node: &Node, name: &Bytes, granted: &Granted) -> Option<String> {
     let record = node.view().get(&granted.key);
-    if let Some(record) = record.filter(|it| it.create_revision == granted.create_revision) {
-        let detached = record.lease != granted.lease;
+    if let Some(record) = record.filter(|it| it.create_revision() == granted.create_revision) {
+        let detached = record.lease() != granted.lease;
         return detached.then(|| "the key was taken from its lease".to_owned());
     }
     let machine = node.machine();

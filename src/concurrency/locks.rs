@@ -117,7 +117,7 @@ pub async fn busy(
     node.read_barrier().await.map_err(EnterFailure::Failed)?;
     let first = node.machine().queue(name, 1).0.pop();
     let other = first.is_some_and(|first| {
-        name_and_lease(&first.record.key).is_none_or(|(_, named)| named != lease)
+        name_and_lease(first.record.key()).is_none_or(|(_, named)| named != lease)
     });
     Ok(other.then(|| NotGranted::here(node, name, None)))
 }
@@ -173,7 +173,7 @@ pub async fn check(node: &Node, name: &Bytes, token: i64) -> Result<Standing, Fa
         (first, machine.queue_ahead(name, token).is_some(), machine.store().view())
     };
     if let Some(first) = first {
-        let create_revision = first.record.create_revision;
+        let create_revision = first.record.create_revision();
         if create_revision == token {
             // A first key without its lease owns nothing, and never will again.
             return Ok(if first.attached { Standing::Current } else { Standing::Stale });
@@ -194,7 +194,7 @@ pub async fn check(node: &Node, name: &Bytes, token: i64) -> Result<Standing, Fa
     };
     let was = view
         .range(&made_then)
-        .is_ok_and(|reply| reply.records.iter().any(|record| in_queue(name, &record.key)));
+        .is_ok_and(|reply| reply.records.iter().any(|record| in_queue(name, record.key())));
     Ok(if was { Standing::Stale } else { Standing::Unknown })
 }
 
@@ -233,7 +233,7 @@ pub async fn ask_release(node: &Node, ask: AskRelease) -> Result<Option<AskedHol
     loop {
         waiter.news.borrow_and_update();
         let first = node.machine().queue(&name, 1).0.pop();
-        let Some(holder) = first.filter(|it| it.record.create_revision == token) else {
+        let Some(holder) = first.filter(|it| it.record.create_revision() == token) else {
             return Ok(Some(AskedHolder { token, told: true, holder: None }));
         };
         let asked = holder.label.as_ref().and_then(|label| label.asked.as_ref());
@@ -325,7 +325,7 @@ impl LockWatch {
                 Delivery::Events { events, .. } => {
                     let names: BTreeSet<Bytes> = events
                         .iter()
-                        .filter_map(|event| name_and_lease(&event.record.key))
+                        .filter_map(|event| name_and_lease(event.record.key()))
                         .map(|(name, _)| name)
                         .filter(|name| self.scope.contains(name))
                         .collect();
@@ -360,7 +360,7 @@ impl LockWatch {
 }
 
 /// The lock in whose queue a key of this form stands, and the lease it names.
-fn name_and_lease(key: &Bytes) -> Option<(Bytes, LeaseId)> {
+fn name_and_lease(key: &[u8]) -> Option<(Bytes, LeaseId)> {
     let slash = key.iter().rposition(|byte| *byte == b'/')?;
-    Some((key.slice(..slash), LeaseId::from_hex(&key[slash + 1..])?))
+    Some((Bytes::copy_from_slice(&key[..slash]), LeaseId::from_hex(&key[slash + 1..])?))
 }

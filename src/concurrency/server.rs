@@ -78,13 +78,13 @@ fn turn_now(node: &Node, place: &Place) -> Option<Turn> {
     let (name, hex) = (&place.key[..slash], &place.key[slash + 1..]);
     let machine = node.machine();
     let view = machine.store().view();
-    let record = view.get(&place.key).filter(|it| it.create_revision == place.create_revision);
+    let record = view.get(&place.key).filter(|it| it.create_revision() == place.create_revision);
     let Some(record) = record else { return Some(Turn::Gone) };
-    if machine.queue_head(name)?.key != place.key {
+    if machine.queue_head(name)?.key() != place.key {
         return None;
     }
-    let attached = LeaseId::from_hex(hex).is_some_and(|lease| lease == record.lease);
-    if !attached || machine.leases().get(record.lease).is_none() {
+    let attached = LeaseId::from_hex(hex).is_some_and(|lease| lease == record.lease());
+    if !attached || machine.leases().get(record.lease()).is_none() {
         return Some(Turn::Gone);
     }
     Some(Turn::Granted { revision: view.revision(), index: node.applied_index() })

@@ -1,7 +1,6 @@
 //! One entry's effect, command by command.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -159,17 +158,17 @@ impl Edit<'_> {
         // Only a transaction that deletes a key before it puts it can get here without a pair to
         // keep something of; such transactions are refused before they are proposed.
         let value = match (&put.value, &prev) {
-            (Some(value), _) => value.clone(),
-            (None, Some(prev)) => prev.value.clone(),
-            (None, None) => Bytes::new(),
+            (Some(value), _) => &value[..],
+            (None, Some(prev)) => prev.value(),
+            (None, None) => &[][..],
         };
         let lease = match (put.lease, &prev) {
             (Some(lease), _) => lease,
-            (None, Some(prev)) => prev.lease,
+            (None, Some(prev)) => prev.lease(),
             (None, None) => LeaseId::NONE,
         };
         let reply = PutReply { prev: if put.prev_kv { prev.clone() } else { None } };
-        self.write(&put.key, value, lease, prev);
+        self.write(&put.key, value, lease, prev.clone());
         reply
     }
 
@@ -268,34 +267,34 @@ impl Edit<'_> {
     /// Writes a pair whose lease exists, and keeps attachments and queues in step.
     pub(super) fn write(
         &mut self,
-        key: &Bytes,
-        value: Bytes,
+        key: &[u8],
+        value: &[u8],
         lease: LeaseId,
-        prev: Option<Arc<Record>>,
-    ) -> Arc<Record> {
-        let attached_to = prev.as_ref().map_or(LeaseId::NONE, |prev| prev.lease);
+        prev: Option<Record>,
+    ) -> Record {
+        let attached_to = prev.as_ref().map_or(LeaseId::NONE, |prev| prev.lease());
         let created = prev.is_none();
         let record = self.writer.put(key, value, lease, prev);
         if attached_to != lease {
             self.leases.detach(attached_to, key);
             if !lease.is_none() {
-                let exists = self.leases.attach(lease, record.key.clone());
+                let exists = self.leases.attach(lease, Bytes::copy_from_slice(record.key()));
                 assert!(exists, "lease {lease} was checked before");
             }
         }
         if created {
-            self.queues.add(&record.key, record.create_revision);
+            self.queues.add(record.key(), record.create_revision());
         }
         record
     }
 
     /// Deletes a pair that is there, and keeps attachments and queues in step.
-    pub(super) fn delete(&mut self, record: Arc<Record>) {
-        self.leases.detach(record.lease, &record.key);
-        if let Some((name, first)) = self.queues.remove(&record.key, record.create_revision) {
-            self.left.push((record.create_revision, record.key.clone()));
+    pub(super) fn delete(&mut self, record: Record) {
+        self.leases.detach(record.lease(), record.key());
+        if let Some((name, first)) = self.queues.remove(record.key(), record.create_revision()) {
+            self.left.push((record.create_revision(), Bytes::copy_from_slice(record.key())));
             self.first_before.entry(name).or_insert(first);
-            self.holds.remove(&record.key, self.writer.batch());
+            self.holds.remove(record.key(), self.writer.batch());
         }
         self.writer.delete(record);
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::holds::{ForcedRelease, Label};
 use super::lease::Lease;
 use super::state::{Meta, PublishedMember};
-use super::{DIGEST_VERSION, Digest, Entry, Fault, Record, Txn, schema};
+use super::{DIGEST_VERSION, Digest, Entry, Fault, Parts, Record, Txn, schema};
 use crate::types::{LeaseId, Revision, Timestamp};
 
 /// The format this code writes, and the only one so far but for the meta record.
@@ -93,27 +93,27 @@ struct StoredRecord<'a> {
 
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let stored = StoredRecord {
-        key: &record.key,
-        value: &record.value,
-        create_revision: record.create_revision,
-        version: record.version,
-        lease: record.lease,
+        key: record.key(),
+        value: record.value(),
+        create_revision: record.create_revision(),
+        version: record.version(),
+        lease: record.lease(),
     };
     // Two lengths and three numbers, at most nine bytes each.
-    encode(&stored, record.key.len() + record.value.len() + 45)
+    encode(&stored, record.key().len() + record.value().len() + 45)
 }
 
 pub(super) fn decode_record(revision: Revision, bytes: &[u8]) -> Result<Record, Fault> {
     let stored: StoredRecord<'_> = decode_borrowed(bytes)
         .map_err(|reason| corrupt(format!("{}.{}", revision.main, revision.sub), reason))?;
-    Ok(Record {
-        key: Bytes::copy_from_slice(stored.key),
-        value: Bytes::copy_from_slice(stored.value),
+    Ok(Record::new(Parts {
+        key: stored.key,
+        value: stored.value,
         create_revision: stored.create_revision,
         mod_revision: revision,
         version: stored.version,
         lease: stored.lease,
-    })
+    }))
 }
 
 /// A lease without its keys.

@@ -50,7 +50,7 @@ impl Digest {
         hasher.number(outcome.revision as u64);
         for event in &outcome.events {
             add_record(&mut hasher, &event.record);
-            hasher.number(event.prev.as_ref().map_or(0, |prev| prev.mod_revision.main as u64));
+            hasher.number(event.prev.as_ref().map_or(0, |prev| prev.mod_revision().main as u64));
         }
         outcome.effects.iter().for_each(|effect| add_effect(&mut hasher, effect));
         match &outcome.reply {
@@ -67,17 +67,17 @@ pub(super) fn begins_behind(entry: &Entry) -> bool {
 }
 
 fn add_record(hasher: &mut Hasher, record: &Record) {
-    hasher.bytes(&record.key);
-    if record.value.len() < LONG_VALUE_BYTES {
-        hasher.bytes(&record.value);
+    hasher.bytes(record.key());
+    if record.value().len() < LONG_VALUE_BYTES {
+        hasher.bytes(record.value());
     } else {
-        hasher.number(record.value.len() as u64);
-        hasher.number(u64::from(crc32fast::hash(&record.value)));
+        hasher.number(record.value().len() as u64);
+        hasher.number(u64::from(crc32fast::hash(record.value())));
     }
-    for number in [record.create_revision, record.version, record.lease.0] {
+    for number in [record.create_revision(), record.version(), record.lease().0] {
         hasher.number(number as u64);
     }
-    hasher.number(u64::from(record.mod_revision.sub));
+    hasher.number(u64::from(record.mod_revision().sub));
 }
 
 fn add_effect(hasher: &mut Hasher, effect: &Effect) {
@@ -171,7 +171,7 @@ fn add_txn(hasher: &mut Hasher, txn: &TxnReply) {
                 hasher.number(*revision as u64);
                 hasher.number(reply.count as u64);
                 for record in &reply.records {
-                    hasher.number(record.mod_revision.main as u64);
+                    hasher.number(record.mod_revision().main as u64);
                 }
             }
             TxnOpReply::Put { .. } => hasher.number(2),

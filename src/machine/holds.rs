@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -153,7 +152,7 @@ impl Edit<'_> {
         let Some(record) = record.filter(|record| forced.is_some() || is_attached(record)) else {
             return Reply::Left(false);
         };
-        let label = self.holds.labels.get(&record.key);
+        let label = self.holds.labels.get(record.key());
         let ends_lease = label.is_some_and(|label| label.session) && is_attached(&record);
         if let Some(force) = forced {
             let forced = ForcedRelease {
@@ -168,7 +167,7 @@ impl Edit<'_> {
             self.holds.remember(forced, self.writer.batch());
         }
         if ends_lease {
-            self.end_leases([record.lease]);
+            self.end_leases([record.lease()]);
         } else {
             self.delete(record);
         }
@@ -191,7 +190,7 @@ impl Edit<'_> {
     }
 
     pub(super) fn told(&mut self, key: &Bytes, create_revision: i64) -> Reply {
-        let same = |record: Arc<Record>| record.create_revision == create_revision;
+        let same = |record: Record| record.create_revision() == create_revision;
         if self.writer.get(key).is_some_and(same) {
             self.holds.update(key, self.writer.batch(), |label| {
                 if let Some(asked) = &mut label.asked {
@@ -207,7 +206,7 @@ impl Edit<'_> {
 /// One key of a queue, with everything that is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueKey {
-    pub record: Arc<Record>,
+    pub record: Record,
     /// Whether it ends with the lease that it names. One that does not owns nothing.
     pub attached: bool,
     /// Granted TTL in seconds and deadline of the lease it is attached to.
@@ -220,7 +219,7 @@ impl Machine {
     pub fn queue(&self, name: &[u8], limit: usize) -> (Vec<QueueKey>, usize) {
         let keys = self.queues.places(name).take(limit).map(|(_, key)| {
             let record = self.live.get(key).expect("a queued key is there").clone();
-            let lease = self.leases.get(record.lease);
+            let lease = self.leases.get(record.lease());
             QueueKey {
                 attached: is_attached(&record),
                 lease: lease.map(|lease| (lease.ttl_seconds, lease.deadline)),

@@ -13,6 +13,7 @@
 
 mod command;
 mod outcome;
+mod record;
 
 mod alarm;
 mod apply;
@@ -39,5 +40,6 @@ pub use holds::{Asked, ForcedRelease, Label, QueueKey};
 pub use lease::{Lease, LeaseTable};
 pub use mvcc::{Changes, HashKv, NEVER_COMPACTED, PAGE_BYTES, Page, Pages, PagesEnd, Store, View};
 pub use outcome::*;
+pub use record::{Parts, Record};
 pub use snapshot::{Afresh, Image, Pair, foreign_lease, foreign_numbers, foreign_record};
 pub use state::{Machine, Position, PublishedMember};

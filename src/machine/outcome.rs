@@ -1,36 +1,16 @@
 //! What applying an entry produced.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use super::Alarm;
-use crate::types::{LeaseId, Revision, Timestamp};
-
-/// One state of one key: what a put left, or the tombstone of a delete (`version` 0, no value).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    pub key: Bytes,
-    pub value: Bytes,
-    pub create_revision: i64,
-    pub mod_revision: Revision,
-    pub version: i64,
-    pub lease: LeaseId,
-}
-
-impl Record {
-    pub fn is_tombstone(&self) -> bool {
-        self.version == 0
-    }
-}
+use super::{Alarm, Record};
+use crate::types::{LeaseId, Timestamp};
 
 /// One change that watchers see. The kind is the record's: a put or a tombstone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    pub record: Arc<Record>,
+    pub record: Record,
     /// The pair before this change; `None` when there was none.
-    pub prev: Option<Arc<Record>>,
+    pub prev: Option<Record>,
 }
 
 /// The result of one entry, equal on all members.
@@ -78,19 +58,19 @@ pub enum Reply {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PutReply {
-    pub prev: Option<Arc<Record>>,
+    pub prev: Option<Record>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeleteReply {
     pub deleted: i64,
     /// In key order; empty unless asked for.
-    pub prev: Vec<Arc<Record>>,
+    pub prev: Vec<Record>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RangeReply {
-    pub records: Vec<Arc<Record>>,
+    pub records: Vec<Record>,
     /// Whether the limit cut something off.
     pub more: bool,
     /// All keys in the range at the revision read, whatever limit and filters left out.

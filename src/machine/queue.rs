@@ -53,15 +53,17 @@ impl Queues {
     }
 
     /// Adds a new key to its queue, if it is a queue's.
-    pub fn add(&mut self, key: &Bytes, create_revision: i64) {
+    pub fn add(&mut self, key: &[u8], create_revision: i64) {
         let Some((name, _)) = split(key) else { return };
+        let key = Bytes::copy_from_slice(key);
+        let name_bytes = name.len();
         let place = (create_revision, key.clone());
         match self.by_name.get_mut(name) {
             Some(queue) => {
                 queue.insert(place);
             }
             None => {
-                let name = key.slice(..name.len());
+                let name = key.slice(..name_bytes);
                 self.by_name.insert(name, BTreeSet::from([place]));
             }
         }
@@ -69,17 +71,17 @@ impl Queues {
 
     /// Takes a deleted key from its queue. Returns the queue's name when it was in one, and what
     /// was first before.
-    pub fn remove(&mut self, key: &Bytes, create_revision: i64) -> Option<(Bytes, Place)> {
+    pub fn remove(&mut self, key: &[u8], create_revision: i64) -> Option<(Bytes, Place)> {
         let (name, _) = split(key)?;
         let queue = self.by_name.get_mut(name)?;
         let first = queue.first()?.clone();
-        if !queue.remove(&(create_revision, key.clone())) {
+        if !queue.remove(&(create_revision, Bytes::copy_from_slice(key))) {
             return None;
         }
         if queue.is_empty() {
             self.by_name.remove(name);
         }
-        Some((key.slice(..name.len()), first))
+        Some((Bytes::copy_from_slice(name), first))
     }
 }
 

@@ -4,8 +4,6 @@
 //! key that is not (an application has put it anew, without the lease) holds the others up, and
 //! owns nothing.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::apply::Edit;
@@ -23,21 +21,21 @@ impl Edit<'_> {
         let present = self.writer.get(&key);
         let created = present.is_none();
         let record = match present {
-            Some(record) if record.lease != *lease => return Err(Rejection::Detached(*lease)),
-            Some(record) if *rewrite && record.value != value => {
-                self.write(&key, value.clone(), *lease, Some(record))
+            Some(record) if record.lease() != *lease => return Err(Rejection::Detached(*lease)),
+            Some(record) if *rewrite && record.value() != value => {
+                self.write(&key, value, *lease, Some(record))
             }
             Some(record) => record,
-            None => self.write(&key, value.clone(), *lease, None),
+            None => self.write(&key, value, *lease, None),
         };
         let first = self.is_first(name, &record);
-        let create_revision = record.create_revision;
+        let create_revision = record.create_revision();
         Ok(Reply::Enqueued(Enqueued { key, create_revision, created, first, lease_ttl_seconds }))
     }
 
     pub(super) fn leave(&mut self, key: &Bytes, create_revision: i64) -> Reply {
         let present = self.writer.get(key);
-        self.remove(present.filter(|record| record.create_revision == create_revision))
+        self.remove(present.filter(|record| record.create_revision() == create_revision))
     }
 
     pub(super) fn unlock(&mut self, key: &Bytes) -> Reply {
@@ -47,8 +45,8 @@ impl Edit<'_> {
 
     pub(super) fn proclaim(&mut self, proclaim: &Proclaim) -> Result<Reply, Rejection> {
         let Proclaim { key, create_revision, value, lease } = proclaim;
-        let leads = |record: &Arc<Record>| {
-            record.create_revision == *create_revision
+        let leads = |record: &Record| {
+            record.create_revision() == *create_revision
                 && queue::split(key).is_some_and(|(name, _)| self.is_first(name, record))
         };
         let Some(record) = self.writer.get(key).filter(leads) else {
@@ -58,12 +56,12 @@ impl Edit<'_> {
             return Err(Rejection::LeaseNotFound(*lease));
         }
         // With another lease it would stop leading.
-        let stays = lease.is_none() || *lease == record.lease;
+        let stays = lease.is_none() || *lease == record.lease();
         if !stays || !is_attached(&record) {
             return Ok(Reply::Proclaimed(false));
         }
-        let lease = record.lease;
-        self.write(key, value.clone(), lease, Some(record));
+        let lease = record.lease();
+        self.write(key, value, lease, Some(record));
         Ok(Reply::Proclaimed(true))
     }
 
@@ -75,11 +73,11 @@ impl Edit<'_> {
     }
 
     fn is_first(&self, name: &[u8], record: &Record) -> bool {
-        self.queues.first(name).is_some_and(|(_, first)| *first == record.key)
+        self.queues.first(name).is_some_and(|(_, first)| *first == record.key())
     }
 
     /// Deletes the pair, if it is the one to go.
-    fn remove(&mut self, record: Option<Arc<Record>>) -> Reply {
+    fn remove(&mut self, record: Option<Record>) -> Reply {
         let found = record.is_some();
         if let Some(record) = record {
             self.delete(record);
@@ -91,5 +89,5 @@ impl Edit<'_> {
 /// Whether the pair ends with the lease that its key names. (A pair's lease exists as long as the
 /// pair does.)
 pub(super) fn is_attached(record: &Record) -> bool {
-    queue::split(&record.key).is_some_and(|(_, lease)| lease == record.lease)
+    queue::split(record.key()).is_some_and(|(_, lease)| lease == record.lease())
 }

@@ -75,10 +75,10 @@ impl Iterator for Image {
         let records = self.next.take().map(|next| self.history.records(next, self.last));
         for record in records.into_iter().flatten() {
             if room == 0 {
-                self.next = Some(record.mod_revision);
+                self.next = Some(record.mod_revision());
                 break;
             }
-            let key = schema::record_key(record.mod_revision).into();
+            let key = schema::record_key(record.mod_revision()).into();
             let pair = (key, codec::encode_record(&record));
             room = room.saturating_sub(size_bytes(&pair));
             chunk.push(pair);
@@ -159,5 +159,5 @@ pub fn foreign_lease(id: LeaseId, ttl_seconds: i64, remaining: Duration) -> Pair
 
 /// The newest state of a key of another store.
 pub fn foreign_record(record: &Record) -> Pair {
-    (schema::record_key(record.mod_revision).into(), codec::encode_record(record))
+    (schema::record_key(record.mod_revision()).into(), codec::encode_record(record))
 }

@@ -14,7 +14,7 @@ use super::{Digest, Fault, Image, LeaseTable, Record, Store, codec, schema};
 use crate::storage::{Batch, Engine};
 #[cfg(test)]
 use crate::types::Revision;
-use crate::types::{KeyRange, MemberId, Timestamp};
+use crate::types::{MemberId, Timestamp};
 
 /// Where an entry stands in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,11 +120,12 @@ impl Machine {
                 let reason = format!("the store is at revision {}", meta.revision);
                 return Err(codec::corrupt(format!("{}.{}", revision.main, revision.sub), reason));
             }
-            loading.insert(Arc::new(codec::decode_record(revision, value)?));
+            loading.insert(codec::decode_record(revision, value)?);
             Ok(())
         })?;
-        loading.finish();
-        machine.derive_tables()?;
+        let (live, pairs) = loading.finish();
+        machine.live = live;
+        machine.derive_tables(&pairs)?;
         Ok(machine)
     }
 
@@ -165,29 +166,23 @@ impl Machine {
         }
     }
 
-    /// Finds the live pairs, and attachments and queues in them.
-    fn derive_tables(&mut self) -> Result<(), Fault> {
-        let Machine { history, live, leases, queues, .. } = self;
-        let mut orphan = None;
-        history.current().scan(&KeyRange::From(Default::default()), |record| {
-            live.note(record);
-            queues.add(&record.key, record.create_revision);
-            if !record.lease.is_none() && !leases.attach(record.lease, record.key.clone()) {
-                orphan = Some(record.clone());
+    /// Finds attachments and queues in the pairs that are there, and lets readers count them.
+    fn derive_tables(&mut self, pairs: &[Record]) -> Result<(), Fault> {
+        for record in pairs {
+            let (key, lease) = (record.key(), record.lease());
+            self.queues.add(key, record.create_revision());
+            if !lease.is_none() && !self.leases.attach(lease, Bytes::copy_from_slice(key)) {
+                let what = format!("key {}", key.escape_ascii());
+                return Err(codec::corrupt(what, format!("its lease {lease} is missing")));
             }
-            orphan.is_none()
-        });
-        history.publish_roster(history.published(), live.roster().clone());
-        let is_there = |key: &Bytes| live.get(key).is_some();
-        if let Some(key) = self.holds.labels.keys().find(|key| !is_there(key)) {
-            let what = format!("label of key {}", key.escape_ascii());
-            return Err(codec::corrupt(what, "the key is missing"));
         }
-        match orphan {
-            Some(record) => Err(codec::corrupt(
-                format!("key {}", record.key.escape_ascii()),
-                format!("its lease {} is missing", record.lease),
-            )),
+        self.history.publish_roster(self.history.published(), self.live.roster().clone());
+        let is_there = |key: &Bytes| self.live.get(key).is_some();
+        match self.holds.labels.keys().find(|key| !is_there(key)) {
+            Some(key) => {
+                let what = format!("label of key {}", key.escape_ascii());
+                Err(codec::corrupt(what, "the key is missing"))
+            }
             None => Ok(()),
         }
     }
@@ -226,7 +221,7 @@ impl Machine {
     }
 
     /// The first key of the queue `name`: the lock's holder, the election's leader.
-    pub fn queue_head(&self, name: &[u8]) -> Option<Arc<Record>> {
+    pub fn queue_head(&self, name: &[u8]) -> Option<Record> {
         let (_, key) = self.queues.first(name)?;
         self.live.get(key).cloned()
     }
@@ -311,8 +306,7 @@ impl Machine {
     #[cfg(test)]
     pub fn lose(&mut self, key: &[u8]) {
         let record = self.live.get(key).expect("a key to lose").clone();
-        let gone = Record { version: 0, ..(*record).clone() };
-        self.live.note(&Arc::new(gone));
+        self.live.note(&Record::tombstone(record.key(), record.mod_revision()));
     }
 
     /// What [`Machine::used_bytes`] must be, by looking at everything.

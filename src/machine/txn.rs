@@ -145,12 +145,12 @@ fn holds(before: Snapshot<'_>, compare: &Compare) -> bool {
 fn passes(compare: &Compare, record: Option<&Record>) -> bool {
     let number = |of: fn(&Record) -> i64| record.map_or(0, of);
     let order = match &compare.target {
-        CompareTarget::Version(version) => number(|record| record.version).cmp(version),
-        CompareTarget::Create(revision) => number(|record| record.create_revision).cmp(revision),
-        CompareTarget::Mod(revision) => number(|record| record.mod_revision.main).cmp(revision),
-        CompareTarget::Lease(id) => number(|record| record.lease.0).cmp(id),
+        CompareTarget::Version(version) => number(|record| record.version()).cmp(version),
+        CompareTarget::Create(revision) => number(|record| record.create_revision()).cmp(revision),
+        CompareTarget::Mod(revision) => number(|record| record.mod_revision().main).cmp(revision),
+        CompareTarget::Lease(id) => number(|record| record.lease().0).cmp(id),
         CompareTarget::Value(value) => match record {
-            Some(record) => record.value.cmp(value),
+            Some(record) => record.value().cmp(value),
             None => return false,
         },
         CompareTarget::Unknown => Ordering::Equal,

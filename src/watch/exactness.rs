@@ -82,7 +82,7 @@ impl Observer {
     fn wants(&self, event: &Event) -> bool {
         let left_out =
             if event.record.is_tombstone() { self.spec.no_delete } else { self.spec.no_put };
-        !left_out && main(event) >= self.start && self.spec.range.contains(&event.record.key)
+        !left_out && main(event) >= self.start && self.spec.range.contains(event.record.key())
     }
 
     fn take(&mut self, events: Vec<Event>) {
@@ -113,7 +113,7 @@ impl Observer {
 }
 
 fn main(event: &Event) -> i64 {
-    event.record.mod_revision.main
+    event.record.mod_revision().main
 }
 
 /// A stream and what its watches were told.

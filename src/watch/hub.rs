@@ -220,7 +220,7 @@ struct Offered {
 impl Live {
     fn offer_one(&self, revision: i64, event: &Event) -> Offered {
         let mut offered = Offered::default();
-        self.index.visit(&event.record.key, |watcher| {
+        self.index.visit(event.record.key(), |watcher| {
             offered.watchers += 1;
             if watcher.offer(revision, [event].into_iter()) == Offer::Full {
                 offered.full.push(watcher.clone());
@@ -234,7 +234,7 @@ impl Live {
     fn offer_many(&self, revision: i64, events: &[Event]) -> Offered {
         let mut matches = Vec::new();
         for (order, event) in events.iter().enumerate() {
-            self.index.visit(&event.record.key, |watcher| matches.push((watcher, order)));
+            self.index.visit(event.record.key(), |watcher| matches.push((watcher, order)));
         }
         matches.sort_unstable_by_key(|(watcher, order)| (watcher.serial(), *order));
         let mut offered = Offered::default();

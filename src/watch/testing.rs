@@ -119,14 +119,14 @@ pub fn drain(stream: &mut WatchStream) -> Vec<Delivery> {
 /// An event as `REVISION PUT KEY=VALUE` or `REVISION DELETE KEY`, with ` was VALUE` behind it.
 pub fn show(event: &Event) -> String {
     let record = &event.record;
-    let (main, key) = (record.mod_revision.main, String::from_utf8_lossy(&record.key));
+    let (main, key) = (record.mod_revision().main, String::from_utf8_lossy(record.key()));
     let change = if record.is_tombstone() {
         format!("{main} DELETE {key}")
     } else {
-        format!("{main} PUT {key}={}", String::from_utf8_lossy(&record.value))
+        format!("{main} PUT {key}={}", String::from_utf8_lossy(record.value()))
     };
     match &event.prev {
-        Some(prev) => format!("{change} was {}", String::from_utf8_lossy(&prev.value)),
+        Some(prev) => format!("{change} was {}", String::from_utf8_lossy(prev.value())),
         None => change,
     }
 }

@@ -35,8 +35,8 @@ impl Interest {
 
 /// What an event counts for in a queue.
 pub fn event_bytes(event: &Event) -> usize {
-    let prev = event.prev.as_ref().map_or(0, |prev| prev.key.len() + prev.value.len());
-    EVENT_BYTES + event.record.key.len() + event.record.value.len() + prev
+    let prev = event.prev.as_ref().map_or(0, |prev| prev.key().len() + prev.value().len());
+    EVENT_BYTES + event.record.key().len() + event.record.value().len() + prev
 }
 
 pub struct Watcher {
@@ -162,7 +162,7 @@ impl Watcher {
         let queued_bytes = self.mailbox.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let offer = if queued_bytes > QUEUE_BYTES {
             // Everything before its queue was handed out.
-            state.next = state.queue[0].record.mod_revision.main;
+            state.next = state.queue[0].record.mod_revision().main;
             state.mode = Mode::Behind;
             self.clear(&mut state);
             Offer::Full
@@ -215,7 +215,7 @@ impl Watcher {
     fn first_undelivered(&self) -> i64 {
         let state = self.state();
         match (state.queue.first(), state.mode) {
-            (Some(event), _) => event.record.mod_revision.main,
+            (Some(event), _) => event.record.mod_revision().main,
             (None, Mode::Behind) => state.next,
             (None, Mode::Live | Mode::Ended) => i64::MAX,
         }

@@ -1,7 +1,5 @@
 //! Replies as protobuf.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use crate::api::header;
@@ -16,23 +14,24 @@ const TTL_OF_NO_LEASE: i64 = -1;
 
 /// The pair as clients see it; of a tombstone, its key and mod revision.
 pub fn key_value(record: &Record) -> KeyValue {
+    let (key, value) = record.shared();
     KeyValue {
-        key: record.key.clone(),
-        create_revision: record.create_revision,
-        mod_revision: record.mod_revision.main,
-        version: record.version,
-        value: record.value.clone(),
-        lease: record.lease.0,
+        key,
+        create_revision: record.create_revision(),
+        mod_revision: record.mod_revision().main,
+        version: record.version(),
+        value,
+        lease: record.lease().0,
     }
 }
 
-fn key_values(records: &[Arc<Record>]) -> Vec<KeyValue> {
+fn key_values(records: &[Record]) -> Vec<KeyValue> {
     records.iter().map(|record| key_value(record)).collect()
 }
 
-fn pairs(records: &[Arc<Record>], keys_only: bool) -> Vec<KeyValue> {
+fn pairs(records: &[Record], keys_only: bool) -> Vec<KeyValue> {
     if keys_only {
-        let key = |record: &Arc<Record>| KeyValue { value: Bytes::new(), ..key_value(record) };
+        let key = |record: &Record| KeyValue { value: Bytes::new(), ..key_value(record) };
         return records.iter().map(key).collect();
     }
     key_values(records)
@@ -60,7 +59,7 @@ pub fn range_stream_response(
 }
 
 pub fn put_response(reply: &PutReply, header: pb::ResponseHeader) -> pb::PutResponse {
-    let prev_kv = reply.prev.as_deref().map(key_value);
+    let prev_kv = reply.prev.as_ref().map(key_value);
     pb::PutResponse { header: Some(header), prev_kv }
 }
 
@@ -145,12 +144,13 @@ pub fn members(members: Vec<Member>) -> Vec<pb::Member> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Parts;
     use crate::types::{LeaseId, Revision};
 
-    fn record(key: &'static str) -> Arc<Record> {
-        Arc::new(Record {
-            key: key.into(),
-            value: "value".into(),
+    fn record(key: &'static str) -> Record {
+        Record::new(Parts {
+            key: key.as_bytes(),
+            value: b"value",
             create_revision: 2,
             mod_revision: Revision::new(5, 1),
             version: 3,
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn values_are_shared_and_not_copied() {
         let record = record("k");
-        assert_eq!(key_value(&record).value.as_ptr(), record.value.as_ptr());
+        assert_eq!(key_value(&record).value.as_ptr(), record.value().as_ptr());
     }
 
     #[test]

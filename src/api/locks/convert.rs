@@ -72,9 +72,9 @@ impl Moment<'_> {
         let wall_ms = i64::try_from(self.node.clock().wall_ms()).unwrap_or(i64::MAX);
         pb::Place {
             position: count(ahead),
-            key: key.record.key.clone(),
-            token: key.record.create_revision,
-            lease: key.record.lease.0,
+            key: bytes::Bytes::copy_from_slice(key.record.key()),
+            token: key.record.create_revision(),
+            lease: key.record.lease().0,
             live: key.attached,
             inferred: label.is_none(),
             owner: label.map(|label| label.owner.clone()).unwrap_or_default(),

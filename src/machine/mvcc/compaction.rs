@@ -51,7 +51,7 @@ impl Scrubber {
             let end = Revision::last_of(pass.target);
             for record in history.records(pass.next, end) {
                 if left == 0 {
-                    pass.next = record.mod_revision;
+                    pass.next = record.mod_revision();
                     return true;
                 }
                 left -= 1;
@@ -69,12 +69,12 @@ fn scrub(history: &History, record: &Record, target: i64, batch: &mut Batch) {
     let remove = |record: &Record, batch: &mut Batch| {
         history.index.remove(record);
         history.journal.remove(record);
-        batch.garbage.push(schema::record_key(record.mod_revision).into());
+        batch.garbage.push(schema::record_key(record.mod_revision()).into());
     };
     for older in history.index.older(record).iter().rev() {
         remove(older, batch);
     }
-    if record.is_tombstone() && record.mod_revision.main < target {
+    if record.is_tombstone() && record.mod_revision().main < target {
         remove(record, batch);
     }
 }

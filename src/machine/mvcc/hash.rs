@@ -69,13 +69,13 @@ impl Hasher {
     }
 
     fn record(&mut self, record: &Record) {
-        self.bytes(&record.key);
-        self.bytes(&record.value);
-        self.number(record.create_revision as u64);
-        self.number(record.mod_revision.main as u64);
-        self.number(u64::from(record.mod_revision.sub));
-        self.number(record.version as u64);
-        self.number(record.lease.0 as u64);
+        self.bytes(record.key());
+        self.bytes(record.value());
+        self.number(record.create_revision() as u64);
+        self.number(record.mod_revision().main as u64);
+        self.number(u64::from(record.mod_revision().sub));
+        self.number(record.version() as u64);
+        self.number(record.lease().0 as u64);
     }
 
     pub fn finish(&self) -> u64 {

@@ -10,9 +10,7 @@
 use std::borrow::Borrow;
 use std::cmp::{Ordering, Reverse};
 use std::ops::Bound;
-use std::sync::Arc;
 
-use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;
 
@@ -27,49 +25,42 @@ const OLDEST: Revision = Revision::new(i64::MIN, 0);
 
 #[derive(Default)]
 pub struct Index {
-    records: SkipMap<Place, Arc<Record>>,
+    records: SkipMap<Place, ()>,
 }
 
 impl Index {
     /// Adds a record. Its place must be free: revisions are never used twice.
-    pub fn insert(&self, record: Arc<Record>) {
-        let place = Place { key: record.key.clone(), revision: Reverse(record.mod_revision) };
-        self.records.insert(place, record);
+    pub fn insert(&self, record: Record) {
+        self.records.insert(Place(record), ());
     }
 
     pub fn remove(&self, record: &Record) {
-        self.records.remove(&(&record.key[..], Reverse(record.mod_revision)) as &dyn Placed);
+        self.records.remove(&(record.key(), Reverse(record.mod_revision())) as &dyn Placed);
     }
 
     /// The newest record of `key` that is no younger than `at`; it may be a tombstone.
-    pub fn newest(&self, key: &[u8], at: Revision) -> Option<Arc<Record>> {
+    pub fn newest(&self, key: &[u8], at: Revision) -> Option<Record> {
         let entry = self.seek(key, at)?;
-        (entry.key().key == key).then(|| entry.value().clone())
+        found(&entry, key)
     }
 
     /// The record of the same key that came before `record`; it may be a tombstone.
-    pub fn before(&self, record: &Record) -> Option<Arc<Record>> {
-        let entry = self.seek_behind(&record.key, record.mod_revision)?;
-        (entry.key().key == record.key).then(|| entry.value().clone())
+    pub fn before(&self, record: &Record) -> Option<Record> {
+        let entry = self.seek_behind(record.key(), record.mod_revision())?;
+        found(&entry, record.key())
     }
 
     /// All records of the same key that came before `record`, newest first.
-    pub fn older(&self, record: &Record) -> Vec<Arc<Record>> {
-        let first = self.seek_behind(&record.key, record.mod_revision);
+    pub fn older(&self, record: &Record) -> Vec<Record> {
+        let first = self.seek_behind(record.key(), record.mod_revision());
         std::iter::successors(first, |entry| entry.next())
-            .take_while(|entry| entry.key().key == record.key)
-            .map(|entry| entry.value().clone())
+            .map_while(|entry| found(&entry, record.key()))
             .collect()
     }
 
     /// Calls `visit` with each pair in `range` as it was at `at`, in key order, until it returns
     /// false. Tombstones are left out.
-    pub fn scan(
-        &self,
-        range: &KeyRange,
-        at: Revision,
-        mut visit: impl FnMut(&Arc<Record>) -> bool,
-    ) {
+    pub fn scan(&self, range: &KeyRange, at: Revision, mut visit: impl FnMut(&Record) -> bool) {
         if let KeyRange::One(key) = range {
             if let Some(record) = self.newest(key, at).filter(|record| !record.is_tombstone()) {
                 visit(&record);
@@ -81,19 +72,19 @@ impl Index {
         }
         let mut next = self.seek(range.start(), at);
         while let Some(entry) = next {
-            let place = entry.key();
-            if range.ends_before(&place.key) {
+            let Place(record) = entry.key();
+            if range.ends_before(record.key()) {
                 return;
             }
-            next = if place.revision.0 > at {
-                self.step(&entry, |place| place.revision.0 <= at)
-                    .unwrap_or_else(|| self.seek(&entry.key().key, at))
+            next = if record.mod_revision() > at {
+                self.step(&entry, |record| record.mod_revision() <= at)
+                    .unwrap_or_else(|| self.seek(record.key(), at))
             } else {
-                if !entry.value().is_tombstone() && !visit(entry.value()) {
+                if !record.is_tombstone() && !visit(record) {
                     return;
                 }
                 self.step(&entry, |_| false)
-                    .unwrap_or_else(|| self.seek_behind(&entry.key().key, OLDEST))
+                    .unwrap_or_else(|| self.seek_behind(record.key(), OLDEST))
             };
         }
     }
@@ -106,23 +97,23 @@ impl Index {
         from: Revision,
         to: Revision,
         steps: usize,
-    ) -> Option<Vec<Arc<Record>>> {
+    ) -> Option<Vec<Record>> {
         let mut found = Vec::new();
         if range.is_empty() {
             return Some(found);
         }
         let mut next = self.seek(range.start(), to);
         for _ in 0..steps {
-            let Some(entry) = next.filter(|entry| !range.ends_before(&entry.key().key)) else {
+            let Some(entry) = next.filter(|entry| !range.ends_before(entry.key().0.key())) else {
                 return Some(found);
             };
-            let place = entry.key();
-            next = if place.revision.0 > to {
-                self.seek(&place.key, to)
-            } else if place.revision.0 < from {
-                self.seek_behind(&place.key, OLDEST)
+            let Place(record) = entry.key();
+            next = if record.mod_revision() > to {
+                self.seek(record.key(), to)
+            } else if record.mod_revision() < from {
+                self.seek_behind(record.key(), OLDEST)
             } else {
-                found.push(entry.value().clone());
+                found.push(record.clone());
                 entry.next()
             };
         }
@@ -133,13 +124,13 @@ impl Index {
     /// `wanted`. `None`: not within a few steps; `Some(None)`: the index ends here.
     fn step<'a>(
         &self,
-        entry: &Entry<'a, Place, Arc<Record>>,
-        wanted: impl Fn(&Place) -> bool,
-    ) -> Option<Option<Entry<'a, Place, Arc<Record>>>> {
+        entry: &Entry<'a, Place, ()>,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Option<Option<Entry<'a, Place, ()>>> {
         let mut next = entry.next();
         for _ in 0..STEPS_BEFORE_SEEK {
             match next {
-                Some(at) if at.key().key == entry.key().key && !wanted(at.key()) => {
+                Some(at) if at.key().0.key() == entry.key().0.key() && !wanted(&at.key().0) => {
                     next = at.next();
                 }
                 reached => return Some(reached),
@@ -149,29 +140,32 @@ impl Index {
     }
 
     /// The first record at or behind the place of `(key, revision)`.
-    fn seek(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, Arc<Record>>> {
+    fn seek(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, ()>> {
         self.records.lower_bound(Bound::Included(&(key, Reverse(revision)) as &dyn Placed))
     }
 
-    fn seek_behind(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, Arc<Record>>> {
+    fn seek_behind(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, ()>> {
         self.records.lower_bound(Bound::Excluded(&(key, Reverse(revision)) as &dyn Placed))
     }
 }
 
-/// Where a record stands in the index.
-struct Place {
-    key: Bytes,
-    revision: Reverse<Revision>,
+/// The record of `entry`, if it is one of `key`.
+fn found(entry: &Entry<'_, Place, ()>, key: &[u8]) -> Option<Record> {
+    let Place(record) = entry.key();
+    (record.key() == key).then(|| record.clone())
 }
 
-/// Lets the map be searched with a borrowed key: `Place` can lend no tuple of its parts.
+/// A record in the order of the index.
+struct Place(Record);
+
+/// Lets the map be searched with a borrowed key: a record can lend no tuple of its parts.
 trait Placed {
     fn parts(&self) -> (&[u8], Reverse<Revision>);
 }
 
 impl Placed for Place {
     fn parts(&self) -> (&[u8], Reverse<Revision>) {
-        (&self.key, self.revision)
+        (self.0.key(), Reverse(self.0.mod_revision()))
     }
 }
 
@@ -229,13 +223,16 @@ impl Eq for Place {}
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::machine::Parts;
     use crate::types::LeaseId;
 
-    fn record(key: &'static str, main: i64, version: i64) -> Arc<Record> {
-        Arc::new(Record {
-            key: Bytes::from_static(key.as_bytes()),
-            value: Bytes::new(),
+    fn record(key: &'static str, main: i64, version: i64) -> Record {
+        Record::new(Parts {
+            key: key.as_bytes(),
+            value: b"",
             create_revision: 1,
             mod_revision: Revision::first_of(main),
             version,
@@ -254,8 +251,8 @@ mod tests {
     fn scan(index: &Index, range: &KeyRange, at: i64) -> Vec<(String, i64)> {
         let mut seen = Vec::new();
         index.scan(range, Revision::last_of(at), |record| {
-            let key = String::from_utf8(record.key.to_vec()).unwrap();
-            seen.push((key, record.mod_revision.main));
+            let key = String::from_utf8(record.key().to_vec()).unwrap();
+            seen.push((key, record.mod_revision().main));
             true
         });
         seen
@@ -298,9 +295,9 @@ mod tests {
     fn the_record_before_is_of_the_same_key() {
         let index = index(&[("a", 2, 1), ("b", 3, 1), ("b", 5, 0)]);
         let newest = index.newest(b"b", Revision::last_of(9)).unwrap();
-        assert_eq!(newest.mod_revision.main, 5);
+        assert_eq!(newest.mod_revision().main, 5);
         let before = index.before(&newest).unwrap();
-        assert_eq!(before.mod_revision.main, 3);
+        assert_eq!(before.mod_revision().main, 3);
         assert!(index.before(&before).is_none());
         index.remove(&before);
         assert!(index.before(&newest).is_none());

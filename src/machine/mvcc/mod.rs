@@ -93,7 +93,7 @@ impl History {
 
     /// Adds a record, with what [`Space::add`] said of it. Readers see it once its revision is
     /// published.
-    pub fn insert(&self, record: Arc<Record>, obsolete_bytes: u64) {
+    pub fn insert(&self, record: Record, obsolete_bytes: u64) {
         self.index.insert(record.clone());
         self.journal.insert(record, obsolete_bytes);
     }
@@ -129,16 +129,16 @@ impl History {
         let (from, to) = (Revision::first_of(revision + 1), Revision::last_of(edition.since));
         for record in self.journal.records(from, to) {
             corrections = corrections.checked_sub(1)?;
-            if !range.contains(&record.key) {
+            if !range.contains(record.key()) {
                 continue;
             }
             let before = self.index.before(&record);
-            if before.as_ref().is_some_and(|before| before.mod_revision.main > revision) {
+            if before.as_ref().is_some_and(|before| before.mod_revision().main > revision) {
                 // An earlier record of the same key has counted for it.
                 continue;
             }
             let was = before.is_some_and(|before| !before.is_tombstone());
-            count += i64::from(was) - i64::from(edition.roster.contains(&record.key));
+            count += i64::from(was) - i64::from(edition.roster.contains(record.key()));
         }
         Some(count)
     }
@@ -171,27 +171,22 @@ impl History {
         Ok(())
     }
 
-    /// The state at the published revision, for the writer's thread.
-    pub fn current(&self) -> Snapshot<'_> {
-        Snapshot::new(self, self.published())
-    }
-
     /// All records whose revision is in `from..=to`, oldest first, those included that a compaction
     /// at `to` or before has made unreadable and that are not removed yet.
-    pub fn records(&self, from: Revision, to: Revision) -> impl Iterator<Item = Arc<Record>> {
+    pub fn records(&self, from: Revision, to: Revision) -> impl Iterator<Item = Record> {
         self.journal.records(from, to)
     }
 
     /// Whether `record` still counts after a compaction at `compacted`: it came later, or it is what
     /// its key was at that revision. Of the tombstones only those of exactly that revision do.
     pub fn survives(&self, record: &Record, compacted: i64) -> bool {
-        let main = record.mod_revision.main;
+        let main = record.mod_revision().main;
         main > compacted
             || (main == compacted || !record.is_tombstone())
                 && self
                     .index
-                    .newest(&record.key, Revision::last_of(compacted))
-                    .is_none_or(|newest| newest.mod_revision == record.mod_revision)
+                    .newest(record.key(), Revision::last_of(compacted))
+                    .is_none_or(|newest| newest.mod_revision() == record.mod_revision())
     }
 
     /// Keeps every record that is there now until the hold is dropped.

@@ -4,8 +4,6 @@
 //! costs no memory. For the same reason a compaction does not wait for it: when it passes the
 //! revision of the pages, the next one is refused, as a page asked for at that revision would be.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::{Snapshot, View};
@@ -44,7 +42,7 @@ enum State {
 /// Some pairs of a range, in key order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
-    pub records: Vec<Arc<Record>>,
+    pub records: Vec<Record>,
     /// On the last page only.
     pub end: Option<PagesEnd>,
 }
@@ -122,11 +120,11 @@ impl Pages {
         let mut room = PAGE_BYTES;
         if !count_only {
             present.scan(range, |record| {
-                let value_bytes = if *keys_only { 0 } else { record.value.len() };
-                let bytes = record.key.len() + value_bytes + PAIR_BYTES;
+                let value_bytes = if *keys_only { 0 } else { record.value().len() };
+                let bytes = record.key().len() + value_bytes + PAIR_BYTES;
                 let fits = bytes <= room || taken.records.is_empty();
                 if !fits || taken.records.len() == self.left {
-                    taken.next = Some(record.key.clone());
+                    taken.next = Some(Bytes::copy_from_slice(record.key()));
                     return false;
                 }
                 room = room.saturating_sub(bytes);
@@ -146,7 +144,7 @@ impl Pages {
 /// What was read for a page.
 #[derive(Default)]
 struct Taken {
-    records: Vec<Arc<Record>>,
+    records: Vec<Record>,
     /// What it adds to the count of the range.
     counted: i64,
     /// The first key in the range that was left out.

@@ -4,7 +4,6 @@
 //! from either end; another order looks at every pair and keeps about 2 L of them at a time.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -47,13 +46,13 @@ impl<'a> Snapshot<'a> {
     }
 
     /// The pair of `key`.
-    pub fn get(&self, key: &[u8]) -> Option<Arc<Record>> {
+    pub fn get(&self, key: &[u8]) -> Option<Record> {
         let newest = self.history.index.newest(key, Revision::last_of(self.revision))?;
         (!newest.is_tombstone()).then_some(newest)
     }
 
     /// Calls `visit` with each pair in `range`, in key order, until it returns false.
-    pub fn scan(&self, range: &KeyRange, visit: impl FnMut(&Arc<Record>) -> bool) {
+    pub fn scan(&self, range: &KeyRange, visit: impl FnMut(&Record) -> bool) {
         self.history.index.scan(range, Revision::last_of(self.revision), visit);
     }
 
@@ -63,12 +62,7 @@ impl<'a> Snapshot<'a> {
     /// The index leads forward only, so the range is walked through stretch by stretch from its end.
     /// The roster says where a stretch of some length begins; one that is older or newer than the
     /// snapshot only makes stretches longer or shorter.
-    fn scan_back(
-        &self,
-        range: &KeyRange,
-        likely: usize,
-        mut visit: impl FnMut(&Arc<Record>) -> bool,
-    ) {
+    fn scan_back(&self, range: &KeyRange, likely: usize, mut visit: impl FnMut(&Record) -> bool) {
         if range.is_empty() {
             return;
         }
@@ -257,20 +251,20 @@ impl Range {
 fn passes(query: &Range, record: &Record) -> bool {
     let within =
         |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-    within(record.mod_revision.main, query.min_mod_revision, query.max_mod_revision)
-        && within(record.create_revision, query.min_create_revision, query.max_create_revision)
+    within(record.mod_revision().main, query.min_mod_revision, query.max_mod_revision)
+        && within(record.create_revision(), query.min_create_revision, query.max_create_revision)
 }
 
 /// Sorts pairs by a target that is not their key, equal ones as they stand, also when descending. A
 /// walk leaves them in key order; one through all pairs comes here again and again, with pairs that
 /// are sorted already followed by ones with larger keys.
-fn sort(records: &mut [Arc<Record>], query: &Range) {
+fn sort(records: &mut [Record], query: &Range) {
     let by_target: fn(&Record, &Record) -> Ordering = match query.target {
         SortTarget::Key => return,
-        SortTarget::Version => |a, b| a.version.cmp(&b.version),
-        SortTarget::Create => |a, b| a.create_revision.cmp(&b.create_revision),
-        SortTarget::Mod => |a, b| a.mod_revision.main.cmp(&b.mod_revision.main),
-        SortTarget::Value => |a, b| a.value.cmp(&b.value),
+        SortTarget::Version => |a, b| a.version().cmp(&b.version()),
+        SortTarget::Create => |a, b| a.create_revision().cmp(&b.create_revision()),
+        SortTarget::Mod => |a, b| a.mod_revision().main.cmp(&b.mod_revision().main),
+        SortTarget::Value => |a, b| a.value().cmp(b.value()),
     };
     match query.order {
         SortOrder::None | SortOrder::Ascend => records.sort_by(|a, b| by_target(a, b)),
@@ -281,6 +275,7 @@ fn sort(records: &mut [Arc<Record>], query: &Range) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Parts;
     use crate::types::LeaseId;
 
     /// Keys a..e, made at 2..6, with values and versions that order otherwise.
@@ -290,9 +285,9 @@ mod tests {
         let pairs = [("a", "3", 2), ("b", "1", 1), ("c", "0", 2), ("d", "2", 1), ("e", "1", 1)];
         for (main, (key, value, version)) in (2..).zip(pairs) {
             history.insert(
-                Arc::new(Record {
-                    key: key.into(),
-                    value: value.into(),
+                Record::new(Parts {
+                    key: key.as_bytes(),
+                    value: value.as_bytes(),
                     create_revision: main,
                     mod_revision: Revision::first_of(main),
                     version,
@@ -312,8 +307,8 @@ mod tests {
 
     fn keys(query: &Range) -> (String, bool, i64) {
         let history = history();
-        let reply = history.current().range(query);
-        let keys = reply.records.iter().map(|record| String::from_utf8_lossy(&record.key));
+        let reply = Snapshot::new(&history, history.published()).range(query);
+        let keys = reply.records.iter().map(|record| String::from_utf8_lossy(&record.key()));
         (keys.collect(), reply.more, reply.count)
     }
 

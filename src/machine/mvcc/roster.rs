@@ -36,6 +36,33 @@ pub struct Roster {
 }
 
 impl Roster {
+    /// All of `keys`, which are in order.
+    pub fn of_sorted<'a>(keys: impl Iterator<Item = &'a [u8]>) -> Roster {
+        let mut count = 0;
+        let mut leaves = vec![Keys::default()];
+        for key in keys {
+            count += 1;
+            let leaf = leaves.last_mut().expect("there is one from the beginning");
+            leaf.insert(leaf.len(), key);
+            if leaf.is_full() {
+                let next = leaf.split_off(leaf.len() - 1);
+                leaf.shrink();
+                leaves.push(next);
+            }
+        }
+        let mut splits: Vec<Vec<u8>> =
+            leaves.windows(2).map(|pair| split_between(&pair[0], &pair[1])).collect();
+        let mut level: Vec<Child> = leaves
+            .into_iter()
+            .map(|keys| Child { keys: keys.len(), node: Arc::new(Node::Leaf(keys)) })
+            .collect();
+        while level.len() > 1 {
+            (level, splits) = join(level, splits);
+        }
+        let root = level.pop().expect("there is one leaf at least").node;
+        Roster { root, keys: count }
+    }
+
     /// Adds `key`, which must not be there.
     pub fn insert(&mut self, key: &[u8]) {
         self.keys += 1;
@@ -200,12 +227,34 @@ impl Inner {
 /// The upper part of a node that was too large, and the split before it.
 type Parted = (Vec<u8>, Child);
 
+/// As few bytes as tell the two apart: inner nodes are copied more often than any leaf.
+fn split_between(left: &Keys, right: &Keys) -> Vec<u8> {
+    let (last, first) = (left.get(left.len() - 1), right.get(0));
+    let common = last.iter().zip(first).take_while(|(a, b)| a == b).count();
+    first[..=common].to_vec()
+}
+
+/// The parents of a level of nodes, and the splits between them; `splits` are those between the nodes.
+fn join(level: Vec<Child>, splits: Vec<Vec<u8>>) -> (Vec<Child>, Vec<Vec<u8>>) {
+    // As even as can be, so that no parent has less than two.
+    let (nodes, groups) = (level.len(), level.len().div_ceil(CHILDREN));
+    let (mut level, mut splits) = (level.into_iter(), splits.into_iter());
+    let (mut parents, mut between) = (Vec::with_capacity(groups), Vec::with_capacity(groups));
+    for group in 0..groups {
+        let size = nodes / groups + usize::from(group < nodes % groups);
+        let children: Vec<Child> = level.by_ref().take(size).collect();
+        let mut keys = Keys::default();
+        splits.by_ref().take(size - 1).for_each(|split| keys.insert(keys.len(), &split));
+        between.extend(splits.next());
+        let inner = Inner { splits: keys, children };
+        parents.push(Child { keys: inner.keys(), node: Arc::new(Node::Inner(inner)) });
+    }
+    (parents, between)
+}
+
 fn part_leaf(keys: &mut Keys, at: usize) -> Parted {
     let right = keys.split_off(at);
-    // As few bytes as tell the two apart: inner nodes are copied more often than any leaf.
-    let (last, first) = (keys.get(at - 1), right.get(0));
-    let common = last.iter().zip(first).take_while(|(a, b)| a == b).count();
-    let split = first[..=common].to_vec();
+    let split = split_between(keys, &right);
     (split, Child { keys: right.len(), node: Arc::new(Node::Leaf(right)) })
 }
 
@@ -324,6 +373,11 @@ impl Keys {
         self.ends.remove(at);
         self.ends[at..].iter_mut().for_each(|end| *end -= size);
         key
+    }
+
+    fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.ends.shrink_to_fit();
     }
 
     fn append(&mut self, more: &Keys) {
@@ -450,6 +504,33 @@ mod tests {
         for (roster, model) in &older {
             assert_same(roster, model, &mut random);
         }
+    }
+
+    #[test]
+    fn a_roster_made_of_sorted_keys_is_like_one_that_grew() {
+        let mut random = Random::new(7);
+        for size in [0, 1, 2, 63, 64, 65, 66, 64 * 24, 64 * 24 + 1, 64 * 25, 2_700] {
+            let mut model = BTreeSet::new();
+            while model.len() < size {
+                model.insert(any_key(&mut random));
+            }
+            let mut roster = Roster::of_sorted(model.iter().map(|key| &key[..]));
+            assert_same(&roster, &model, &mut random);
+            for _ in 0..200 {
+                let key = any_key(&mut random);
+                if model.remove(&key) {
+                    roster.remove(&key);
+                } else {
+                    roster.insert(&key);
+                    model.insert(key);
+                }
+            }
+            assert_same(&roster, &model, &mut random);
+        }
+        let numbers: Vec<String> = (0..10_000).map(|number| format!("key/{number:08}")).collect();
+        let roster = Roster::of_sorted(numbers.iter().map(String::as_bytes));
+        check(&roster.root, true, None, None);
+        assert_eq!(roster.rank(b"key/00005000"), 5_000);
     }
 
     #[test]

@@ -12,10 +12,8 @@
 //!                      b@6          obsolete only behind its own revision
 //! ```
 
-use std::sync::Arc;
-
-use super::History;
 use super::live::Newest;
+use super::{History, Live};
 use crate::machine::{Record, Rejection};
 use crate::types::Revision;
 
@@ -44,7 +42,7 @@ impl Space {
     /// key before it, which may be left out if it is a tombstone of an earlier revision. Returns what
     /// is to be kept with the record in the journal.
     pub fn add(&mut self, record: &Record, before: Option<&Record>) -> u64 {
-        let main = record.mod_revision.main;
+        let main = record.mod_revision().main;
         if main != self.revision {
             self.obsolete_bytes += std::mem::take(&mut self.tombstone_bytes);
             self.revision = main;
@@ -52,7 +50,7 @@ impl Space {
         if let Some(before) = before {
             if !before.is_tombstone() {
                 self.obsolete_bytes += weight_bytes(before);
-            } else if before.mod_revision.main == main {
+            } else if before.mod_revision().main == main {
                 self.tombstone_bytes -= weight_bytes(before);
                 self.obsolete_bytes += weight_bytes(before);
             }
@@ -87,29 +85,56 @@ impl Space {
     }
 }
 
-/// Counts the records of a store while they are read, in their order.
+/// Takes the records of a store in their order, counts them, and makes the history of them.
+///
+/// Nobody reads the history yet, so index and journal are filled at the end, each from its own end:
+/// there a new place is found without a search.
 pub struct Loading<'a> {
     history: &'a History,
     space: &'a mut Space,
     newest: Newest,
+    /// Each with what the journal keeps.
+    records: Vec<(Record, u64)>,
     /// What the compaction that the store has seen has made obsolete, once its end is passed.
     compacted_bytes: Option<u64>,
 }
 
 impl Loading<'_> {
     /// Adds the next record.
-    pub fn insert(&mut self, record: Arc<Record>) {
-        if record.mod_revision.main > self.history.compacted() {
+    pub fn insert(&mut self, record: Record) {
+        if record.mod_revision().main > self.history.compacted() {
             self.pass_compacted();
         }
         let before = self.newest.replace(&record);
-        let obsolete_bytes = self.space.add(&record, before.as_deref());
-        self.history.insert(record, obsolete_bytes);
+        let obsolete_bytes = self.space.add(&record, before.as_ref());
+        self.records.push((record, obsolete_bytes));
     }
 
-    pub fn finish(mut self) {
+    /// Returns the pairs that are there, and in order of their keys the newest record of each.
+    pub fn finish(mut self) -> (Live, Vec<Record>) {
         self.pass_compacted();
         self.space.compact(self.compacted_bytes.unwrap_or(0));
+        let Loading { history, newest, records, .. } = self;
+        let unsorted = keyed(&records);
+        // Neither half sees the other, so how they share processors makes no difference.
+        let (_, pairs) = rayon::join(
+            || {
+                for (record, obsolete_bytes) in records.into_iter().rev() {
+                    history.journal.insert(record, obsolete_bytes);
+                }
+            },
+            || {
+                let mut by_key = sorted(unsorted);
+                for record in by_key.iter().rev() {
+                    history.index.insert(record.clone());
+                }
+                by_key.dedup_by(|later, first| later.key() == first.key());
+                by_key.retain(|record| !record.is_tombstone());
+                by_key
+            },
+        );
+        let live = Live::loaded(newest, pairs.iter().map(Record::key));
+        (live, pairs)
     }
 
     fn pass_compacted(&mut self) {
@@ -118,10 +143,42 @@ impl Loading<'_> {
     }
 }
 
+/// Each record with the first bytes of its key that not all keys have in common: in most comparisons
+/// they differ, and these need no look at the record.
+fn keyed(records: &[(Record, u64)]) -> Vec<(u64, Record)> {
+    let records = records.iter().map(|(record, _)| record);
+    let mut keys = records.clone().map(Record::key);
+    let first = keys.next().unwrap_or_default();
+    let common = keys.fold(first.len(), |common, key| {
+        first[..common].iter().zip(key).take_while(|(a, b)| a == b).count()
+    });
+    records.map(|record| (first_bytes(&record.key()[common..]), record.clone())).collect()
+}
+
+/// In order of their keys, the newest first of each key.
+fn sorted(mut keyed: Vec<(u64, Record)>) -> Vec<Record> {
+    keyed.sort_unstable_by(|(bytes, record), (other_bytes, other)| {
+        bytes.cmp(other_bytes).then_with(|| {
+            let by_key = record.key().cmp(other.key());
+            by_key.then_with(|| other.mod_revision().cmp(&record.mod_revision()))
+        })
+    });
+    keyed.into_iter().map(|(_, record)| record).collect()
+}
+
+/// A number that orders as the first bytes of `key` do, as far as they differ.
+fn first_bytes(key: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let length = key.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&key[..length]);
+    u64::from_be_bytes(bytes)
+}
+
 impl History {
     /// Begins to read the records of a store.
     pub fn loading<'a>(&'a self, space: &'a mut Space) -> Loading<'a> {
-        Loading { history: self, space, newest: Newest::default(), compacted_bytes: None }
+        let (newest, records) = (Newest::default(), Vec::new());
+        Loading { history: self, space, newest, records, compacted_bytes: None }
     }
 
     /// [`History::compact`], counted in `space`.
@@ -147,5 +204,5 @@ impl History {
 }
 
 pub fn weight_bytes(record: &Record) -> u64 {
-    (record.key.len() + record.value.len()) as u64 + RECORD_OVERHEAD_BYTES
+    (record.key().len() + record.value().len()) as u64 + RECORD_OVERHEAD_BYTES
 }

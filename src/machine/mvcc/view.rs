@@ -86,7 +86,7 @@ impl View {
     }
 
     /// The pair of `key`.
-    pub fn get(&self, key: &[u8]) -> Option<Arc<Record>> {
+    pub fn get(&self, key: &[u8]) -> Option<Record> {
         self.read(|present| (present.get(key), present.revision()))
     }
 
@@ -139,13 +139,13 @@ impl View {
         let mut events = Vec::new();
         let (mut scanned, mut last_main) = (0, from);
         for record in self.history.records(Revision::first_of(from), Revision::last_of(to)) {
-            let main = record.mod_revision.main;
+            let main = record.mod_revision().main;
             if scanned >= limit && main != last_main {
                 return Changes { events, next: main };
             }
             scanned += 1;
             last_main = main;
-            if range.contains(&record.key) {
+            if range.contains(record.key()) {
                 events.extend(self.event(record, oldest));
             }
         }
@@ -174,7 +174,7 @@ impl View {
         while until.saturating_sub(from) >= near {
             let (first, last) = (Revision::first_of(from), Revision::last_of(until));
             if let Some(mut records) = self.history.index.between(range, first, last, steps) {
-                records.sort_unstable_by_key(|record| record.mod_revision);
+                records.sort_unstable_by_key(|record| record.mod_revision());
                 let events = records.into_iter().filter_map(|record| self.event(record, oldest));
                 return Some(Changes { events: events.collect(), next: until.saturating_add(1) });
             }
@@ -187,8 +187,8 @@ impl View {
     }
 
     /// What watchers see of `record`, when `oldest` is the compacted revision.
-    fn event(&self, record: Arc<Record>, oldest: i64) -> Option<Event> {
-        let prev = if record.mod_revision.main > oldest {
+    fn event(&self, record: Record, oldest: i64) -> Option<Event> {
+        let prev = if record.mod_revision().main > oldest {
             self.history.index.before(&record).filter(|before| !before.is_tombstone())
         } else if self.history.survives(&record, oldest) {
             // What was before the compacted revision cannot be read, removed yet or not.

@@ -1,11 +1,7 @@
 //! The changes of one entry to the key history.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-
 use super::{History, Live, Snapshot, Space};
-use crate::machine::{Event, Record, Rejection, codec, schema};
+use crate::machine::{Event, Parts, Record, Rejection, codec, schema};
 use crate::storage::Batch;
 use crate::types::{LeaseId, Revision};
 
@@ -43,7 +39,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The pair of `key`, with the changes made so far.
-    pub fn get(&self, key: &[u8]) -> Option<Arc<Record>> {
+    pub fn get(&self, key: &[u8]) -> Option<Record> {
         self.live.get(key).cloned()
     }
 
@@ -64,44 +60,23 @@ impl<'a> Writer<'a> {
     /// Puts a pair. `prev` is the pair that is there now.
     pub fn put(
         &mut self,
-        key: &Bytes,
-        value: Bytes,
+        key: &[u8],
+        value: &[u8],
         lease: LeaseId,
-        prev: Option<Arc<Record>>,
-    ) -> Arc<Record> {
+        prev: Option<Record>,
+    ) -> Record {
         let mod_revision = self.next_revision();
-        let record = match &prev {
-            // All records of a key share the buffer of its name.
-            Some(prev) => Record {
-                key: prev.key.clone(),
-                create_revision: prev.create_revision,
-                version: prev.version + 1,
-                value,
-                mod_revision,
-                lease,
-            },
-            None => Record {
-                key: key.clone(),
-                create_revision: mod_revision.main,
-                version: 1,
-                value,
-                mod_revision,
-                lease,
-            },
+        let (create_revision, version) = match &prev {
+            Some(prev) => (prev.create_revision(), prev.version() + 1),
+            None => (mod_revision.main, 1),
         };
-        self.add(record, prev)
+        let parts = Parts { key, value, create_revision, mod_revision, version, lease };
+        self.add(Record::new(parts), prev)
     }
 
     /// Deletes a pair that is there.
-    pub fn delete(&mut self, prev: Arc<Record>) {
-        let tombstone = Record {
-            key: prev.key.clone(),
-            value: Bytes::new(),
-            create_revision: 0,
-            mod_revision: self.next_revision(),
-            version: 0,
-            lease: LeaseId::NONE,
-        };
+    pub fn delete(&mut self, prev: Record) {
+        let tombstone = Record::tombstone(prev.key(), self.next_revision());
         self.add(tombstone, Some(prev));
     }
 
@@ -122,20 +97,19 @@ impl<'a> Writer<'a> {
 
     /// The tombstone that `record`, on a key that is not there, is about to write over in the same
     /// revision.
-    fn deleted_by_this_entry(&self, record: &Record) -> Option<Arc<Record>> {
-        if !self.space.has_tombstones_of(record.mod_revision.main) {
+    fn deleted_by_this_entry(&self, record: &Record) -> Option<Record> {
+        if !self.space.has_tombstones_of(record.mod_revision().main) {
             return None;
         }
-        let same_key = self.events.iter().rev().find(|event| event.record.key == record.key);
+        let same_key = self.events.iter().rev().find(|event| event.record.key() == record.key());
         same_key.map(|event| event.record.clone())
     }
 
-    fn add(&mut self, record: Record, prev: Option<Arc<Record>>) -> Arc<Record> {
-        let record = Arc::new(record);
-        self.batch.put(schema::record_key(record.mod_revision), codec::encode_record(&record));
+    fn add(&mut self, record: Record, prev: Option<Record>) -> Record {
+        self.batch.put(schema::record_key(record.mod_revision()), codec::encode_record(&record));
         let obsolete_bytes = match &prev {
             Some(prev) => self.space.add(&record, Some(prev)),
-            None => self.space.add(&record, self.deleted_by_this_entry(&record).as_deref()),
+            None => self.space.add(&record, self.deleted_by_this_entry(&record).as_ref()),
         };
         self.history.insert(record.clone(), obsolete_bytes);
         self.roster_changed |= self.live.note(&record);

@@ -31,7 +31,7 @@ fn readers_see_whole_entries_while_history_is_written_compacted_and_scrubbed() {
                             Ok(changes) => {
                                 assert_eq!(changes.events.len() % KEYS, 0);
                                 for event in &changes.events {
-                                    assert!(event.record.mod_revision.main >= covered);
+                                    assert!(event.record.mod_revision().main >= covered);
                                 }
                                 covered = changes.next;
                             }
@@ -55,10 +55,10 @@ fn readers_see_whole_entries_while_history_is_written_compacted_and_scrubbed() {
                         }
                     };
                     assert_eq!(reply.count, KEYS as i64);
-                    let seen = reply.records[0].mod_revision.main;
+                    let seen = reply.records[0].mod_revision().main;
                     for record in &reply.records {
-                        assert_eq!(record.mod_revision.main, seen);
-                        assert_eq!(record.value, seen.to_string());
+                        assert_eq!(record.mod_revision().main, seen);
+                        assert_eq!(record.value(), seen.to_string().as_bytes());
                     }
                     assert_eq!(seen, view.revision());
                     assert!(seen >= newest);

@@ -105,10 +105,9 @@ impl Member {
     /// The pairs as `key=value`, in key order.
     pub fn pairs(&self) -> String {
         let reply = self.view().range(&Range::all(everything())).unwrap();
-        let pairs = reply
-            .records
-            .iter()
-            .map(|record| format!("{}={}", record.key.escape_ascii(), record.value.escape_ascii()));
+        let pairs = reply.records.iter().map(|record| {
+            format!("{}={}", record.key().escape_ascii(), record.value().escape_ascii())
+        });
         pairs.collect::<Vec<_>>().join(" ")
     }
 

@@ -4,12 +4,11 @@
 //! it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use super::*;
 use crate::types::Revision;
 
-pub type Pairs = BTreeMap<Bytes, Arc<Record>>;
+pub type Pairs = BTreeMap<Bytes, Record>;
 
 struct ModelLease {
     ttl_seconds: i64,
@@ -37,23 +36,25 @@ struct Work {
     events: Vec<Event>,
     effects: Vec<Effect>,
     left: Vec<Effect>,
-    first_before: BTreeMap<Bytes, Arc<Record>>,
+    first_before: BTreeMap<Bytes, Record>,
     labels: BTreeMap<Bytes, Label>,
     forced: Vec<ForcedRelease>,
 }
 
-fn queue_name(key: &Bytes) -> Option<(Bytes, i64)> {
+fn queue_name(key: &[u8]) -> Option<(Bytes, i64)> {
     let text = std::str::from_utf8(key).ok()?;
     let (name, hex) = text.rsplit_once('/')?;
     let id = i64::from_str_radix(hex, 16).ok()?;
     (id != 0 && LeaseId(id).to_hex() == hex).then(|| (self::key(name), id))
 }
 
-fn head(pairs: &Pairs, name: &Bytes) -> Option<Arc<Record>> {
+fn head(pairs: &Pairs, name: &Bytes) -> Option<Record> {
     let queue = pairs
         .values()
-        .filter(|record| queue_name(&record.key).is_some_and(|(its_name, _)| its_name == name));
-    queue.min_by_key(|record| (record.create_revision, record.key.clone())).cloned()
+        .filter(|record| queue_name(record.key()).is_some_and(|(its_name, _)| its_name == name));
+    queue
+        .min_by_key(|record| (record.create_revision(), Bytes::copy_from_slice(record.key())))
+        .cloned()
 }
 
 impl Work {
@@ -68,16 +69,17 @@ impl Work {
     fn put(&mut self, put: &Put) -> PutReply {
         let prev = self.pairs.get(&put.key).cloned();
         let mod_revision = self.mod_revision();
-        let record = Arc::new(Record {
-            key: put.key.clone(),
-            value: put
-                .value
-                .clone()
-                .unwrap_or_else(|| prev.as_ref().map_or(Bytes::new(), |it| it.value.clone())),
-            create_revision: prev.as_ref().map_or(mod_revision.main, |it| it.create_revision),
+        let value = match &put.value {
+            Some(value) => value,
+            None => prev.as_ref().map_or(&[][..], Record::value),
+        };
+        let record = Record::new(Parts {
+            key: &put.key,
+            value,
+            create_revision: prev.as_ref().map_or(mod_revision.main, Record::create_revision),
             mod_revision,
-            version: prev.as_ref().map_or(0, |it| it.version) + 1,
-            lease: put.lease.unwrap_or_else(|| prev.as_ref().map_or(LeaseId::NONE, |it| it.lease)),
+            version: prev.as_ref().map_or(0, Record::version) + 1,
+            lease: put.lease.unwrap_or_else(|| prev.as_ref().map_or(LeaseId::NONE, Record::lease)),
         });
         self.pairs.insert(put.key.clone(), record.clone());
         self.events.push(Event { record, prev: prev.clone() });
@@ -88,28 +90,21 @@ impl Work {
         if let Some((name, _)) = queue_name(key) {
             let first = head(&self.pairs, &name).unwrap();
             self.first_before.entry(name).or_insert(first);
-            let create_revision = self.pairs[key].create_revision;
+            let create_revision = self.pairs[key].create_revision();
             self.left.push(Effect::QueueLeft { key: key.clone(), create_revision });
             self.labels.remove(key);
         }
-        let record = Arc::new(Record {
-            key: key.clone(),
-            value: Bytes::new(),
-            create_revision: 0,
-            mod_revision: self.mod_revision(),
-            version: 0,
-            lease: LeaseId::NONE,
-        });
+        let record = Record::tombstone(key, self.mod_revision());
         let prev = self.pairs.remove(key);
         assert!(prev.is_some());
         self.events.push(Event { record, prev });
     }
 
     fn delete_range(&mut self, delete: &DeleteRange) -> DeleteReply {
-        let found = self.pairs.values().filter(|record| delete.range.contains(&record.key));
+        let found = self.pairs.values().filter(|record| delete.range.contains(record.key()));
         let found: Vec<_> = found.cloned().collect();
         for record in &found {
-            self.delete(&record.key);
+            self.delete(&Bytes::copy_from_slice(record.key()));
         }
         let deleted = found.len() as i64;
         DeleteReply { deleted, prev: if delete.prev_kv { found } else { vec![] } }
@@ -119,7 +114,7 @@ impl Work {
 /// Answers a range step by step as etcd does it.
 pub fn naive_range(pairs: &Pairs, query: &Range) -> RangeReply {
     let mut records: Vec<_> =
-        pairs.values().filter(|record| query.range.contains(&record.key)).cloned().collect();
+        pairs.values().filter(|record| query.range.contains(record.key())).cloned().collect();
     let count = records.len() as i64;
     if query.count_only {
         return RangeReply { count, ..RangeReply::default() };
@@ -133,28 +128,28 @@ pub fn naive_range(pairs: &Pairs, query: &Range) -> RangeReply {
         records.truncate(limit + 1);
     }
     if query.max_mod_revision != 0 {
-        records.retain(|it| it.mod_revision.main <= query.max_mod_revision);
+        records.retain(|it| it.mod_revision().main <= query.max_mod_revision);
     }
     if query.min_mod_revision != 0 {
-        records.retain(|it| it.mod_revision.main >= query.min_mod_revision);
+        records.retain(|it| it.mod_revision().main >= query.min_mod_revision);
     }
     if query.max_create_revision != 0 {
-        records.retain(|it| it.create_revision <= query.max_create_revision);
+        records.retain(|it| it.create_revision() <= query.max_create_revision);
     }
     if query.min_create_revision != 0 {
-        records.retain(|it| it.create_revision >= query.min_create_revision);
+        records.retain(|it| it.create_revision() >= query.min_create_revision);
     }
     let sign = if query.order == SortOrder::Descend { -1 } else { 1 };
     match query.target {
         SortTarget::Key if sign < 0 => records.reverse(),
         SortTarget::Key => {}
-        SortTarget::Version => records.sort_by_key(|it| sign * it.version),
-        SortTarget::Create => records.sort_by_key(|it| sign * it.create_revision),
-        SortTarget::Mod => records.sort_by_key(|it| sign * it.mod_revision.main),
+        SortTarget::Version => records.sort_by_key(|it| sign * it.version()),
+        SortTarget::Create => records.sort_by_key(|it| sign * it.create_revision()),
+        SortTarget::Mod => records.sort_by_key(|it| sign * it.mod_revision().main),
         SortTarget::Value if sign < 0 => {
-            records.sort_by_key(|it| std::cmp::Reverse(it.value.clone()));
+            records.sort_by_key(|it| std::cmp::Reverse(it.value().to_vec()));
         }
-        SortTarget::Value => records.sort_by_key(|it| it.value.clone()),
+        SortTarget::Value => records.sort_by_key(|it| it.value().to_vec()),
     }
     let more = limit > 0 && records.len() > limit;
     if more {
@@ -215,14 +210,14 @@ impl Model {
     }
 
     fn compare(&self, compare: &Compare) -> bool {
-        let in_range = self.present().values().filter(|it| compare.range.contains(&it.key));
-        let mut records: Vec<Option<&Record>> = in_range.map(|it| Some(&**it)).collect();
+        let in_range = self.present().values().filter(|it| compare.range.contains(it.key()));
+        let mut records: Vec<Option<&Record>> = in_range.map(|it| Some(it)).collect();
         if records.is_empty() {
             records.push(None);
         }
         records.into_iter().all(|record| {
             let (version, create, modified, lease) = record.map_or((0, 0, 0, 0), |it| {
-                (it.version, it.create_revision, it.mod_revision.main, it.lease.0)
+                (it.version(), it.create_revision(), it.mod_revision().main, it.lease().0)
             });
             let order = match &compare.target {
                 CompareTarget::Version(than) => version - than,
@@ -230,7 +225,7 @@ impl Model {
                 CompareTarget::Mod(than) => modified - than,
                 CompareTarget::Lease(than) => lease - than,
                 CompareTarget::Value(than) => match record {
-                    Some(record) => record.value.cmp(than) as i64,
+                    Some(record) => record.value().cmp(than) as i64,
                     None => return false,
                 },
                 CompareTarget::Unknown => 0,
@@ -300,7 +295,10 @@ impl Model {
             self.leases.remove(id).unwrap();
             work.effects.push(Effect::LeaseEnded { id: LeaseId(*id) });
             keys.extend(
-                work.pairs.values().filter(|it| it.lease.0 == *id).map(|it| it.key.clone()),
+                work.pairs
+                    .values()
+                    .filter(|it| it.lease().0 == *id)
+                    .map(|it| Bytes::copy_from_slice(it.key())),
             );
         }
         keys.iter().for_each(|key| work.delete(key));
@@ -406,10 +404,10 @@ impl Model {
                 let name = std::str::from_utf8(&enqueue.name).unwrap();
                 let key = Bytes::from(format!("{name}/{}", enqueue.lease.to_hex()));
                 let present = work.pairs.get(&key).cloned();
-                if present.as_ref().is_some_and(|it| it.lease != enqueue.lease) {
+                if present.as_ref().is_some_and(|it| it.lease() != enqueue.lease) {
                     return Err(Rejection::Detached(enqueue.lease));
                 }
-                let differs = present.as_ref().is_some_and(|it| it.value != enqueue.value);
+                let differs = present.as_ref().is_some_and(|it| it.value() != enqueue.value);
                 if present.is_none() || enqueue.rewrite && differs {
                     work.put(&Put {
                         key: key.clone(),
@@ -419,22 +417,22 @@ impl Model {
                     });
                 }
                 Reply::Enqueued(Enqueued {
-                    create_revision: work.pairs[&key].create_revision,
+                    create_revision: work.pairs[&key].create_revision(),
                     created: present.is_none(),
-                    first: head(&work.pairs, &enqueue.name).unwrap().key == key,
+                    first: head(&work.pairs, &enqueue.name).unwrap().key() == key,
                     lease_ttl_seconds: self.leases[&enqueue.lease.0].ttl_seconds,
                     key,
                 })
             }
             Command::Leave { key, create_revision } => {
                 let found =
-                    work.pairs.get(key).is_some_and(|it| it.create_revision == *create_revision);
+                    work.pairs.get(key).is_some_and(|it| it.create_revision() == *create_revision);
                 found.then(|| work.delete(key));
                 Reply::Left(found)
             }
             Command::Unlock { key } => {
                 let named = queue_name(key).map(|(_, id)| id);
-                let found = work.pairs.get(key).is_some_and(|it| Some(it.lease.0) == named);
+                let found = work.pairs.get(key).is_some_and(|it| Some(it.lease().0) == named);
                 found.then(|| work.delete(key));
                 Reply::Left(found)
             }
@@ -444,7 +442,7 @@ impl Model {
                 let text = std::str::from_utf8(name).unwrap();
                 let key = Bytes::from(format!("{text}/{}", lease.to_hex()));
                 let first = head(&work.pairs, name);
-                if join.only_if_free && first.is_some_and(|first| first.key != key) {
+                if join.only_if_free && first.is_some_and(|first| first.key() != key) {
                     return Ok(Reply::Busy);
                 }
                 let reply = self.command(work, &Command::Enqueue(join.enqueue.clone()))?;
@@ -463,14 +461,14 @@ impl Model {
                 return Ok(reply);
             }
             Command::Release(Release { name, token, forced }) => {
-                let attached = |it: &Record| queue_name(&it.key).unwrap().1 == it.lease.0;
+                let attached = |it: &Record| queue_name(it.key()).unwrap().1 == it.lease().0;
                 let place = work.pairs.values().find(|it| {
-                    it.create_revision == *token
-                        && queue_name(&it.key).is_some_and(|(its_name, _)| its_name == name)
+                    it.create_revision() == *token
+                        && queue_name(it.key()).is_some_and(|(its_name, _)| its_name == name)
                 });
                 let place = place.filter(|it| forced.is_some() || attached(it)).cloned();
                 let Some(record) = place else { return Ok(Reply::Left(false)) };
-                let label = work.labels.get(&record.key).cloned();
+                let label = work.labels.get(record.key()).cloned();
                 if let Some(Force { by, reason }) = forced {
                     work.forced.push(ForcedRelease {
                         name: name.clone(),
@@ -483,17 +481,17 @@ impl Model {
                     });
                 }
                 if label.is_some_and(|label| label.session) && attached(&record) {
-                    self.end(work, &[record.lease.0]);
+                    self.end(work, &[record.lease().0]);
                 } else {
-                    work.delete(&record.key);
+                    work.delete(&Bytes::copy_from_slice(record.key()));
                 }
                 Reply::Left(true)
             }
             Command::AskRelease(ask) => {
                 let first = head(&work.pairs, &ask.name);
-                let first = first.filter(|it| ask.token == 0 || ask.token == it.create_revision);
+                let first = first.filter(|it| ask.token == 0 || ask.token == it.create_revision());
                 if let Some(first) = &first
-                    && let Some(label) = work.labels.get_mut(&first.key)
+                    && let Some(label) = work.labels.get_mut(first.key())
                 {
                     label.asked = Some(Asked {
                         by: ask.by.clone(),
@@ -501,13 +499,18 @@ impl Model {
                         at: Timestamp(self.now),
                         told: false,
                     });
-                    work.effects.push(Effect::LabelChanged { key: first.key.clone() });
+                    work.effects
+                        .push(Effect::LabelChanged { key: Bytes::copy_from_slice(first.key()) });
                 }
-                Reply::Asked(first.map(|first| (first.key.clone(), first.create_revision)))
+                Reply::Asked(
+                    first.map(|first| {
+                        (Bytes::copy_from_slice(first.key()), first.create_revision())
+                    }),
+                )
             }
             Command::Told { key, create_revision } => {
                 let present = work.pairs.get(key);
-                if present.is_some_and(|it| it.create_revision == *create_revision) {
+                if present.is_some_and(|it| it.create_revision() == *create_revision) {
                     if let Some(asked) =
                         work.labels.get_mut(key).and_then(|label| label.asked.as_mut())
                     {
@@ -520,8 +523,8 @@ impl Model {
             Command::Proclaim(proclaim) => {
                 let present = work.pairs.get(&proclaim.key).cloned();
                 let leads = present.as_ref().is_some_and(|it| {
-                    it.create_revision == proclaim.create_revision
-                        && queue_name(&it.key).is_some_and(|(name, _)| {
+                    it.create_revision() == proclaim.create_revision
+                        && queue_name(it.key()).is_some_and(|(name, _)| {
                             head(&work.pairs, &name).as_ref() == present.as_ref()
                         })
                 });
@@ -530,8 +533,8 @@ impl Model {
                 }
                 self.lease_exists(Some(proclaim.lease).filter(|id| !id.is_none()))?;
                 let (present, named) = (present.unwrap(), queue_name(&proclaim.key).unwrap().1);
-                let given = proclaim.lease.is_none() || proclaim.lease == present.lease;
-                let proclaimed = given && present.lease.0 == named;
+                let given = proclaim.lease.is_none() || proclaim.lease == present.lease();
+                let proclaimed = given && present.lease().0 == named;
                 if proclaimed {
                     work.put(&Put {
                         key: proclaim.key.clone(),
@@ -545,8 +548,8 @@ impl Model {
             Command::Fenced(Fenced { fences, write }) => {
                 for Fence { name, token } in fences {
                     let owner = head(&work.pairs, name)
-                        .filter(|it| queue_name(&it.key).unwrap().1 == it.lease.0);
-                    if owner.is_none_or(|owner| owner.create_revision != *token) {
+                        .filter(|it| queue_name(it.key()).unwrap().1 == it.lease().0);
+                    if owner.is_none_or(|owner| owner.create_revision() != *token) {
                         return Err(Rejection::StaleFence { token: *token });
                     }
                 }
@@ -579,16 +582,16 @@ impl Model {
         for (name, before) in work.first_before {
             let stays = work
                 .pairs
-                .get(&before.key)
-                .is_some_and(|it| it.create_revision == before.create_revision);
+                .get(before.key())
+                .is_some_and(|it| it.create_revision() == before.create_revision());
             if !stays && let Some(first) = head(&work.pairs, &name) {
-                if let Some(label) = work.labels.get_mut(&first.key) {
+                if let Some(label) = work.labels.get_mut(first.key()) {
                     label.granted_at = Some(Timestamp(self.now));
                 }
                 effects.push(Effect::QueueHead {
-                    key: first.key.clone(),
-                    create_revision: first.create_revision,
-                    lease_alive: queue_name(&first.key).unwrap().1 == first.lease.0,
+                    key: Bytes::copy_from_slice(first.key()),
+                    create_revision: first.create_revision(),
+                    lease_alive: queue_name(first.key()).unwrap().1 == first.lease().0,
                 });
             }
         }
@@ -603,20 +606,21 @@ impl Model {
     /// The events a watch from `from` on gets.
     fn changes(&self, from: i64, range: &KeyRange) -> Vec<Event> {
         let in_range = self.history.iter().filter(|event| {
-            event.record.mod_revision.main >= from && range.contains(&event.record.key)
+            event.record.mod_revision().main >= from && range.contains(event.record.key())
         });
         let mut events: Vec<_> = in_range.cloned().collect();
         // At the compacted revision only a key's last change is left, and nothing before it.
         let last = |event: &Event| {
             let record = &event.record;
             let mut same = self.history.iter().filter(|other| {
-                other.record.mod_revision.main == self.compacted && other.record.key == record.key
+                other.record.mod_revision().main == self.compacted
+                    && other.record.key() == record.key()
             });
-            same.next_back().map(|other| other.record.mod_revision) == Some(record.mod_revision)
+            same.next_back().map(|other| other.record.mod_revision()) == Some(record.mod_revision())
         };
-        events.retain(|event| event.record.mod_revision.main > self.compacted || last(event));
+        events.retain(|event| event.record.mod_revision().main > self.compacted || last(event));
         for event in &mut events {
-            if event.record.mod_revision.main == self.compacted {
+            if event.record.mod_revision().main == self.compacted {
                 event.prev = None;
             }
         }
@@ -667,7 +671,9 @@ fn check_reads(seed: u64, random: &mut Random, member: &Member, model: &Model) {
     let mut labels = BTreeMap::new();
     for name in ["n", "n/x", "", "m"] {
         for place in member.machine.queue(name.as_bytes(), 100).0 {
-            labels.extend(place.label.map(|label| (place.record.key.clone(), label)));
+            labels.extend(
+                place.label.map(|label| (Bytes::copy_from_slice(place.record.key()), label)),
+            );
         }
     }
     assert_eq!(labels, model.labels, "seed {seed}");
@@ -677,7 +683,7 @@ fn check_reads(seed: u64, random: &mut Random, member: &Member, model: &Model) {
     assert_eq!(leases.len(), model.leases.len(), "seed {seed}");
     for (id, lease) in leases.iter() {
         assert_eq!(lease.deadline.0, model.leases[&id.0].deadline, "seed {seed}");
-        let attached = model.present().values().filter(|it| it.lease == id).map(|it| &it.key);
+        let attached = model.present().values().filter(|it| it.lease() == id).map(|it| it.key());
         assert!(leases.keys(id).eq(attached), "seed {seed}");
     }
 }
@@ -687,25 +693,25 @@ pub fn sharpen(random: &mut Random, command: &mut Command, machine: &Machine) {
     let present = |key: &Bytes| machine.store().view().get(key);
     match command {
         Command::Leave { key, create_revision } if random.one_in(2) => {
-            *create_revision = present(key).map_or(0, |it| it.create_revision);
+            *create_revision = present(key).map_or(0, |it| it.create_revision());
         }
         Command::Release(release) if !random.one_in(3) => {
             let (queue, _) = machine.queue(&release.name, 8);
             release.token = match queue.len() as u64 {
                 0 => 0,
-                length => queue[random.below(length) as usize].record.create_revision,
+                length => queue[random.below(length) as usize].record.create_revision(),
             };
         }
         Command::Told { key, create_revision } if !random.one_in(3) => {
-            *create_revision = present(key).map_or(0, |it| it.create_revision);
+            *create_revision = present(key).map_or(0, |it| it.create_revision());
         }
         Command::Proclaim(proclaim) if random.one_in(2) => {
-            proclaim.create_revision = present(&proclaim.key).map_or(0, |it| it.create_revision);
+            proclaim.create_revision = present(&proclaim.key).map_or(0, |it| it.create_revision());
         }
         Command::Fenced(fenced) => {
             for fence in fenced.fences.iter_mut().filter(|_| !random.one_in(3)) {
                 fence.token =
-                    machine.queue_head(&fence.name).map_or(0, |owner| owner.create_revision);
+                    machine.queue_head(&fence.name).map_or(0, |owner| owner.create_revision());
             }
         }
         Command::LeaseExpire { leases, .. } => {

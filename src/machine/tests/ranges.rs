@@ -70,9 +70,9 @@ fn some_entry(random: &mut Random, deletes_of_ten: u64) -> Command {
 fn apply_to(pairs: &mut Pairs, outcome: &Outcome) {
     for event in &outcome.events {
         if event.record.is_tombstone() {
-            pairs.remove(&event.record.key);
+            pairs.remove(event.record.key());
         } else {
-            pairs.insert(event.record.key.clone(), event.record.clone());
+            pairs.insert(Bytes::copy_from_slice(event.record.key()), event.record.clone());
         }
     }
 }
@@ -176,7 +176,7 @@ fn read_pages(mut pages: Pages, mut between: impl FnMut()) -> Result<(RangeReply
     let mut end = None;
     while let Some(page) = pages.next_page()? {
         assert_eq!(end, None, "nothing follows the last page");
-        let bytes = |record: &Record| record.key.len() + record.value.len();
+        let bytes = |record: &Record| record.key().len() + record.value().len();
         let total: usize = page.records.iter().map(|record| bytes(record)).sum();
         assert!(total <= PAGE_BYTES || page.records.len() == 1);
         reply.records.extend(page.records);
@@ -268,7 +268,7 @@ fn the_first_page_of_the_current_state_moves_on_when_compaction_overtakes_it() {
     member.ok(Command::Compact { revision: 3 });
     member.scrub_all();
     let page = pages.next_page().unwrap().unwrap();
-    assert_eq!(page.records[0].value, "new");
+    assert_eq!(page.records[0].value(), b"new");
     assert_eq!(page.end, Some(PagesEnd { revision: 3, more: false, count: 1 }));
 }
 
@@ -291,7 +291,7 @@ fn all_changes(view: &View, from: i64, range: &KeyRange, limit: usize) -> Vec<Ev
         let changes = view.changes(next, range, limit).unwrap();
         assert!(changes.next > next);
         for event in &changes.events {
-            let main = event.record.mod_revision.main;
+            let main = event.record.mod_revision().main;
             assert!(next <= main && main < changes.next, "revisions come whole");
         }
         next = changes.next;
@@ -329,8 +329,11 @@ fn the_changes_of_few_keys_are_found_by_key_and_are_those_of_the_journal() {
         let from = oldest + random.below((view.revision() - oldest + 2) as u64) as i64;
         let journal = all_changes(&view, from, &everything(), 1_024);
         for range in [one("hot"), one("absent"), KeyRange::prefix(b"ho"), some_range(&mut random)] {
-            let expected: Vec<_> =
-                journal.iter().filter(|event| range.contains(&event.record.key)).cloned().collect();
+            let expected: Vec<_> = journal
+                .iter()
+                .filter(|event| range.contains(event.record.key()))
+                .cloned()
+                .collect();
             for limit in [1, 5, 64, 256] {
                 assert_eq!(all_changes(&view, from, &range, limit), expected, "{range:?} {limit}");
             }

@@ -36,9 +36,9 @@ fn told(events: &[Event]) -> String {
     let tell = |event: &Event| {
         let record = &event.record;
         let sign = if record.is_tombstone() { '!' } else { '@' };
-        let prev = event.prev.as_ref().map(|prev| format!("[{}]", prev.mod_revision.main));
-        let name = String::from_utf8_lossy(&record.key);
-        format!("{name}{sign}{}{}", record.mod_revision.main, prev.unwrap_or_default())
+        let prev = event.prev.as_ref().map(|prev| format!("[{}]", prev.mod_revision().main));
+        let name = String::from_utf8_lossy(record.key());
+        format!("{name}{sign}{}{}", record.mod_revision().main, prev.unwrap_or_default())
     };
     events.iter().map(tell).collect::<Vec<_>>().join(" ")
 }
@@ -55,7 +55,7 @@ fn a_fresh_store_is_at_revision_1_and_the_first_write_makes_2() {
     assert_eq!(outcome.revision, 2);
     let record = member.view().get(b"k").unwrap();
     assert_eq!(
-        (record.create_revision, record.mod_revision, record.version),
+        (record.create_revision(), record.mod_revision(), record.version()),
         (2, Revision::new(2, 0), 1)
     );
 }
@@ -68,10 +68,10 @@ fn a_delete_ends_the_generation() {
     let outcome = member.apply(delete_command("k"));
     assert_eq!(told(&outcome.events), "k!4[3]");
     let tombstone = &outcome.events[0].record;
-    assert_eq!((tombstone.version, tombstone.create_revision), (0, 0));
+    assert_eq!((tombstone.version(), tombstone.create_revision()), (0, 0));
     member.ok(put_command("k", "b"));
     let record = member.view().get(b"k").unwrap();
-    assert_eq!((record.create_revision, record.version), (5, 1));
+    assert_eq!((record.create_revision(), record.version()), (5, 1));
     assert_eq!(changes(&member, 2), "k@2 k@3[2] k!4[3] k@5");
 }
 
@@ -113,10 +113,10 @@ fn ignore_value_and_ignore_lease_keep_what_is_there() {
     member.ok(grant(1, 10));
     member.ok(Command::Put(put_on("k", "v", 1)));
     member.ok(Command::Put(keep_lease("w")));
-    assert_eq!(member.view().get(b"k").unwrap().lease, LeaseId(1));
+    assert_eq!(member.view().get(b"k").unwrap().lease(), LeaseId(1));
     member.ok(Command::Put(keep_value(0)));
     let record = member.view().get(b"k").unwrap();
-    assert_eq!((&record.value[..], record.lease, record.version), (&b"w"[..], LeaseId::NONE, 3));
+    assert_eq!((record.value(), record.lease(), record.version()), (&b"w"[..], LeaseId::NONE, 3));
     assert_eq!(member.machine.leases().keys(LeaseId(1)).count(), 0);
 }
 
@@ -174,10 +174,10 @@ fn ranges_in_a_transaction_see_its_writes_and_compares_do_not() {
     let outcome = member.apply(Command::Txn(outer));
     assert_eq!(outcome.revision, 3);
     assert_eq!(told(&outcome.events), "k@3[2] other@3");
-    let subs: Vec<_> = outcome.events.iter().map(|event| event.record.mod_revision.sub).collect();
+    let subs: Vec<_> = outcome.events.iter().map(|event| event.record.mod_revision().sub).collect();
     assert_eq!(subs, [0, 1]);
 
-    let value = |reply: &RangeReply| reply.records[0].value.clone();
+    let value = |reply: &RangeReply| reply.records[0].value().to_vec();
     let reply = txn_reply(outcome.reply.unwrap());
     match &reply.responses[..] {
         [
@@ -190,7 +190,7 @@ fn ranges_in_a_transaction_see_its_writes_and_compares_do_not() {
             assert_eq!((value(first), value(past)), ("old".into(), "old".into()));
             assert!(nested.succeeded);
             match &nested.responses[..] {
-                [TxnOpReply::Range { revision: 3, reply }] => assert_eq!(value(reply), "new"),
+                [TxnOpReply::Range { revision: 3, reply }] => assert_eq!(value(reply), b"new"),
                 other => panic!("{other:?}"),
             }
         }
@@ -315,7 +315,7 @@ fn compaction_keeps_the_state_at_its_revision_and_the_deletes_made_there() {
         }
         let at_7 = Range { revision: 7, ..Range::all(everything()) };
         let reply = member.view().range(&at_7).unwrap();
-        assert_eq!((reply.count, &reply.records[0].value[..]), (1, &b"2"[..]));
+        assert_eq!((reply.count, reply.records[0].value()), (1, &b"2"[..]));
         assert_eq!(changes(&member, 7), "late!7 live@8[5]");
         assert_eq!(
             member.view().changes(6, &everything(), 9).unwrap_err(),
@@ -358,13 +358,13 @@ fn a_view_that_compaction_overtook_moves_on() {
     member.ok(put_command("k", "1"));
     let view = member.view();
     member.ok(put_command("k", "2"));
-    assert_eq!(view.get(b"k").unwrap().value, "1");
+    assert_eq!(view.get(b"k").unwrap().value(), b"1");
     assert_eq!(view.revision(), 2);
     member.ok(compact(3));
     member.scrub_all();
-    assert_eq!(view.clone().get(b"k").unwrap().value, "2");
+    assert_eq!(view.clone().get(b"k").unwrap().value(), b"2");
     let reply = view.range(&Range::all(everything())).unwrap();
-    assert_eq!((&reply.records[0].value[..], view.revision()), (&b"2"[..], 3));
+    assert_eq!((reply.records[0].value(), view.revision()), (&b"2"[..], 3));
 }
 
 #[test]
@@ -436,7 +436,7 @@ fn several_leases_end_in_one_revision_with_their_keys_in_order() {
     let outcome = member.apply_at(1_000, expire);
     assert_eq!(outcome.reply.unwrap(), Reply::LeaseExpired(3));
     assert_eq!(told(&outcome.events), "a!5[4] b!5[3] c!5[2]");
-    let subs: Vec<_> = outcome.events.iter().map(|event| event.record.mod_revision.sub).collect();
+    let subs: Vec<_> = outcome.events.iter().map(|event| event.record.mod_revision().sub).collect();
     assert_eq!(subs, [0, 1, 2]);
 }
 
@@ -474,7 +474,7 @@ fn a_queue_grants_in_order_and_keeps_places() {
     assert_eq!(told(&rewritten.events), "n/1@5[3]");
     assert_eq!(enqueued(rewritten.reply.unwrap()), ("n/1".into(), 3, false, false));
     assert_eq!(member.apply(enqueue("n", 1, "other", true)).revision, 5);
-    assert_eq!(member.machine.queue_head(b"n").unwrap().key, "n/4d");
+    assert_eq!(member.machine.queue_head(b"n").unwrap().key(), b"n/4d");
 
     let left = |name, create_revision| Effect::QueueLeft { key: key(name), create_revision };
     let head = |name, create_revision, lease_alive| Effect::QueueHead {
@@ -573,7 +573,7 @@ fn only_the_leader_proclaims() {
         assert_eq!(member.ok(proclaim("n/1", 2, lease)), Reply::Proclaimed(true));
     }
     assert_eq!(member.pairs(), "n/1=said n/2=first");
-    assert_eq!(member.machine.queue_head(b"n").unwrap().lease, LeaseId(1));
+    assert_eq!(member.machine.queue_head(b"n").unwrap().lease(), LeaseId(1));
     // Without its lease the key is first and leads nobody.
     member.ok(put_command("n/1", "an application's"));
     assert_eq!(member.ok(proclaim("n/1", 2, 0)), Reply::Proclaimed(false));

@@ -63,7 +63,7 @@ async fn a_key_that_lost_its_lease_grants_nothing_and_one_that_waits_proclaims_n
     let key = format!("e/{bob:x}");
     let node = cluster[0].node();
     let queued = eventually(node, "the candidate", || node.view().get(key.as_bytes())).await;
-    let rev = queued.create_revision;
+    let rev = queued.create_revision();
     let leader = LeaderKey { name: "e".into(), key: key.clone().into(), rev, lease: bob };
     let proclaim = |leader| ProclaimRequest { leader: Some(leader), value: "said".into() };
     let refused = elections.proclaim(proclaim(leader)).await.unwrap_err();
