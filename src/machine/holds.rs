@@ -218,7 +218,7 @@ impl Machine {
     /// The first `limit` keys of the queue `name`, in order, and how many there are.
     pub fn queue(&self, name: &[u8], limit: usize) -> (Vec<QueueKey>, usize) {
         let keys = self.queues.places(name).take(limit).map(|(_, key)| {
-            let record = self.live.get(key).expect("a queued key is there").clone();
+            let record = self.live.get(key).expect("a queued key is there");
             let lease = self.leases.get(record.lease());
             QueueKey {
                 attached: is_attached(&record),
@@ -275,7 +275,7 @@ impl Machine {
     /// queue's.
     pub fn is_lock(&self, name: &[u8]) -> bool {
         let mut keys = self.queues.places(name).take(KEYS_LOOKED_AT);
-        keys.any(|(_, key)| self.live.get(key).is_some_and(|record| is_attached(record)))
+        keys.any(|(_, key)| self.live.get(key).is_some_and(|record| is_attached(&record)))
     }
 
     /// The releases by force that are remembered, the newest first.

@@ -27,6 +27,14 @@ impl Revision {
         Revision { main, sub: u32::MAX }
     }
 
+    /// The last possible change before this one.
+    pub fn before(self) -> Option<Revision> {
+        match self.sub.checked_sub(1) {
+            Some(sub) => Some(Revision { sub, ..self }),
+            None => Some(Revision::last_of(self.main.checked_sub(1)?)),
+        }
+    }
+
     /// Twelve bytes that order as revisions do.
     pub fn to_bytes(self) -> [u8; 12] {
         let mut bytes = [0; 12];

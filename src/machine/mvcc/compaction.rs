@@ -67,14 +67,14 @@ impl Scrubber {
 /// Removes what `record`, at or before the compacted revision `target`, makes garbage.
 fn scrub(history: &History, record: &Record, target: i64, batch: &mut Batch) {
     let remove = |record: &Record, batch: &mut Batch| {
-        history.index.remove(record);
         history.journal.remove(record);
         batch.garbage.push(schema::record_key(record.mod_revision()).into());
     };
-    for older in history.index.older(record).iter().rev() {
+    for older in history.index.remove_before(record).iter().rev() {
         remove(older, batch);
     }
     if record.is_tombstone() && record.mod_revision().main < target {
+        history.index.remove_oldest(record);
         remove(record, batch);
     }
 }

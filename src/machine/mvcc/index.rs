@@ -1,61 +1,70 @@
-//! The records of each key, newest first, safe to read while the one writer adds and removes.
+//! The history of each key, in the order of keys, safe to read while the one writer adds and removes.
 //!
 //! ```text
-//! a@9  a@4  a@2 | b@7 | c@8†  c@3        † tombstone
+//! a: @9 @4 @2     b: @7     c: @8† @3        † tombstone
 //! ```
 //!
-//! A reader at revision 5 seeks to `(a, 5)` and finds `a@4`. A hot key may have a million records,
-//! so a scan that has taken a key's visible record takes a few steps and then seeks to the next key.
+//! A reader at revision 5 walks along the keys and takes of each the newest record that is no younger:
+//! `a@4` and `c@3`. A key costs a scan the same however many records it has: see [`super::chain`].
 
-use std::borrow::Borrow;
-use std::cmp::{Ordering, Reverse};
 use std::ops::Bound;
 
-use crossbeam_skiplist::SkipMap;
-use crossbeam_skiplist::map::Entry;
+use crossbeam_skiplist::SkipSet;
+use crossbeam_skiplist::set::Entry;
 
+use super::chain::Chain;
 use crate::machine::Record;
 use crate::types::{KeyRange, Revision};
 
-/// How many records of one key a scan steps over before it seeks: about what a seek costs.
-const STEPS_BEFORE_SEEK: usize = 8;
-
-/// Behind the oldest record of a key, whatever its revision.
-const OLDEST: Revision = Revision::new(i64::MIN, 0);
-
 #[derive(Default)]
 pub struct Index {
-    records: SkipMap<Place, ()>,
+    keys: SkipSet<Chain>,
 }
 
 impl Index {
-    /// Adds a record. Its place must be free: revisions are never used twice.
-    pub fn insert(&self, record: Record) {
-        self.records.insert(Place(record), ());
+    /// Adds the newest record of its key. `chain` is that key's, where the caller knows it; the one
+    /// that has the record now is returned.
+    pub fn insert(&self, record: Record, chain: Option<&Chain>) -> Chain {
+        let chain = chain.cloned().unwrap_or_else(|| {
+            let known = self.keys.get(record.key());
+            known.map_or_else(|| Chain::new(record.key()), |entry| entry.value().clone())
+        });
+        let new = chain.is_empty();
+        chain.push(record);
+        if new {
+            // With its record, as readers take a key without any for one that was removed.
+            self.keys.insert(chain.clone());
+        }
+        chain
     }
 
-    pub fn remove(&self, record: &Record) {
-        self.records.remove(&(record.key(), Reverse(record.mod_revision())) as &dyn Placed);
+    /// Adds a key with its history.
+    pub fn adopt(&self, chain: Chain) {
+        self.keys.insert(chain);
+    }
+
+    /// Removes the record of a key that is the oldest.
+    pub fn remove_oldest(&self, record: &Record) {
+        let Some(entry) = self.keys.get(record.key()) else { return };
+        if entry.value().cut(record.mod_revision()) {
+            entry.remove();
+        }
+    }
+
+    /// Removes all records of the same key that came before `record`, and returns them newest first.
+    pub fn remove_before(&self, record: &Record) -> Vec<Record> {
+        let entry = self.keys.get(record.key());
+        entry.map_or_else(Vec::new, |entry| entry.value().cut_before(record.mod_revision()))
     }
 
     /// The newest record of `key` that is no younger than `at`; it may be a tombstone.
     pub fn newest(&self, key: &[u8], at: Revision) -> Option<Record> {
-        let entry = self.seek(key, at)?;
-        found(&entry, key)
+        self.keys.get(key)?.value().newest(at)
     }
 
     /// The record of the same key that came before `record`; it may be a tombstone.
     pub fn before(&self, record: &Record) -> Option<Record> {
-        let entry = self.seek_behind(record.key(), record.mod_revision())?;
-        found(&entry, record.key())
-    }
-
-    /// All records of the same key that came before `record`, newest first.
-    pub fn older(&self, record: &Record) -> Vec<Record> {
-        let first = self.seek_behind(record.key(), record.mod_revision());
-        std::iter::successors(first, |entry| entry.next())
-            .map_while(|entry| found(&entry, record.key()))
-            .collect()
+        self.newest(record.key(), record.mod_revision().before()?)
     }
 
     /// Calls `visit` with each pair in `range` as it was at `at`, in key order, until it returns
@@ -67,25 +76,13 @@ impl Index {
             }
             return;
         }
-        if range.is_empty() {
-            return;
-        }
-        let mut next = self.seek(range.start(), at);
-        while let Some(entry) = next {
-            let Place(record) = entry.key();
-            if range.ends_before(record.key()) {
+        for entry in self.chains(range) {
+            let newest = entry.value().newest(at);
+            if let Some(record) = newest.filter(|record| !record.is_tombstone())
+                && !visit(&record)
+            {
                 return;
             }
-            next = if record.mod_revision() > at {
-                self.step(&entry, |record| record.mod_revision() <= at)
-                    .unwrap_or_else(|| self.seek(record.key(), at))
-            } else {
-                if !record.is_tombstone() && !visit(record) {
-                    return;
-                }
-                self.step(&entry, |_| false)
-                    .unwrap_or_else(|| self.seek_behind(record.key(), OLDEST))
-            };
         }
     }
 
@@ -99,127 +96,27 @@ impl Index {
         steps: usize,
     ) -> Option<Vec<Record>> {
         let mut found = Vec::new();
-        if range.is_empty() {
-            return Some(found);
-        }
-        let mut next = self.seek(range.start(), to);
-        for _ in 0..steps {
-            let Some(entry) = next.filter(|entry| !range.ends_before(entry.key().0.key())) else {
-                return Some(found);
-            };
-            let Place(record) = entry.key();
-            next = if record.mod_revision() > to {
-                self.seek(record.key(), to)
-            } else if record.mod_revision() < from {
-                self.seek_behind(record.key(), OLDEST)
-            } else {
-                found.push(record.clone());
-                entry.next()
-            };
-        }
-        None
-    }
-
-    /// Walks on from `entry` to the first record of another key, or of the same key that is
-    /// `wanted`. `None`: not within a few steps; `Some(None)`: the index ends here.
-    fn step<'a>(
-        &self,
-        entry: &Entry<'a, Place, ()>,
-        wanted: impl Fn(&Record) -> bool,
-    ) -> Option<Option<Entry<'a, Place, ()>>> {
-        let mut next = entry.next();
-        for _ in 0..STEPS_BEFORE_SEEK {
-            match next {
-                Some(at) if at.key().0.key() == entry.key().0.key() && !wanted(&at.key().0) => {
-                    next = at.next();
-                }
-                reached => return Some(reached),
+        let mut steps = 0..steps;
+        for entry in self.chains(range) {
+            steps.next()?;
+            for record in entry.value().from(to).take_while(|record| record.mod_revision() >= from)
+            {
+                steps.next()?;
+                found.push(record);
             }
         }
-        None
+        Some(found)
     }
 
-    /// The first record at or behind the place of `(key, revision)`.
-    fn seek(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, ()>> {
-        self.records.lower_bound(Bound::Included(&(key, Reverse(revision)) as &dyn Placed))
-    }
-
-    fn seek_behind(&self, key: &[u8], revision: Revision) -> Option<Entry<'_, Place, ()>> {
-        self.records.lower_bound(Bound::Excluded(&(key, Reverse(revision)) as &dyn Placed))
-    }
-}
-
-/// The record of `entry`, if it is one of `key`.
-fn found(entry: &Entry<'_, Place, ()>, key: &[u8]) -> Option<Record> {
-    let Place(record) = entry.key();
-    (record.key() == key).then(|| record.clone())
-}
-
-/// A record in the order of the index.
-struct Place(Record);
-
-/// Lets the map be searched with a borrowed key: a record can lend no tuple of its parts.
-trait Placed {
-    fn parts(&self) -> (&[u8], Reverse<Revision>);
-}
-
-impl Placed for Place {
-    fn parts(&self) -> (&[u8], Reverse<Revision>) {
-        (self.0.key(), Reverse(self.0.mod_revision()))
+    fn chains(&self, range: &KeyRange) -> impl Iterator<Item = Entry<'_, Chain>> {
+        // A crossed range would not be taken for an empty one.
+        let first = (!range.is_empty())
+            .then(|| self.keys.lower_bound(Bound::Included(&range.start()[..])))
+            .flatten();
+        let all = std::iter::successors(first, Entry::next);
+        all.take_while(|entry| !range.ends_before(entry.value().key()))
     }
 }
-
-impl Placed for (&[u8], Reverse<Revision>) {
-    fn parts(&self) -> (&[u8], Reverse<Revision>) {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn Placed + 'a> for Place {
-    fn borrow(&self) -> &(dyn Placed + 'a) {
-        self
-    }
-}
-
-impl Ord for dyn Placed + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.parts().cmp(&other.parts())
-    }
-}
-
-impl PartialOrd for dyn Placed + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Placed + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl Eq for dyn Placed + '_ {}
-
-impl Ord for Place {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.parts().cmp(&other.parts())
-    }
-}
-
-impl PartialOrd for Place {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl Eq for Place {}
 
 #[cfg(test)]
 mod tests {
@@ -243,7 +140,7 @@ mod tests {
     fn index(records: &[(&'static str, i64, i64)]) -> Index {
         let index = Index::default();
         for (key, main, version) in records {
-            index.insert(record(key, *main, *version));
+            index.insert(record(key, *main, *version), None);
         }
         index
     }
@@ -278,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn long_histories_are_skipped_on_both_sides_of_the_reader() {
+    fn a_key_with_a_long_history_is_one_key() {
         let index = Index::default();
         for main in 1..=1000 {
-            index.insert(record("hot", main, main));
+            index.insert(record("hot", main, main), None);
         }
-        index.insert(record("cold", 1, 1));
-        index.insert(record("later", 1, 1));
+        index.insert(record("cold", 1, 1), None);
+        index.insert(record("later", 1, 1), None);
         let all = KeyRange::From(Bytes::new());
         for at in [1, 2, 500, 996, 1000] {
             assert_eq!(scan(&index, &all, at), pairs(&[("cold", 1), ("hot", at), ("later", 1)]));
@@ -299,8 +196,34 @@ mod tests {
         let before = index.before(&newest).unwrap();
         assert_eq!(before.mod_revision().main, 3);
         assert!(index.before(&before).is_none());
-        index.remove(&before);
+        assert_eq!(index.remove_before(&newest), [before]);
         assert!(index.before(&newest).is_none());
         assert!(index.newest(b"b", Revision::last_of(4)).is_none());
+    }
+
+    #[test]
+    fn a_key_whose_last_record_was_removed_may_come_again() {
+        let index = index(&[("a", 2, 1), ("a", 3, 0)]);
+        let end = index.newest(b"a", Revision::last_of(3)).unwrap();
+        assert_eq!(index.remove_before(&end).len(), 1);
+        index.remove_oldest(&end);
+        assert_eq!(index.newest(b"a", Revision::last_of(9)), None);
+        assert!(index.keys.is_empty());
+        index.insert(record("a", 7, 1), None);
+        assert_eq!(scan(&index, &KeyRange::From(Bytes::new()), 9), pairs(&[("a", 7)]));
+    }
+
+    #[test]
+    fn what_takes_too_many_steps_is_not_looked_for() {
+        let index = index(&[("a", 2, 1), ("a", 4, 2), ("a", 9, 3), ("b", 7, 1)]);
+        let all = KeyRange::From(Bytes::new());
+        let between = |from, to, steps| {
+            let found =
+                index.between(&all, Revision::first_of(from), Revision::last_of(to), steps)?;
+            Some(found.iter().map(|record| record.mod_revision().main).collect::<Vec<_>>())
+        };
+        assert_eq!(between(3, 7, 4), Some(vec![4, 7]));
+        assert_eq!(between(3, 7, 3), None);
+        assert_eq!(between(10, 12, 2), Some(vec![]));
     }
 }

@@ -1,117 +1,302 @@
 //! All records in the order of their revisions: what watchers catch up from, snapshots are made of,
 //! and compaction walks along.
+//!
+//! ```text
+//! 2 -> [ 2 3 4 5 ]     6 -> [ 6 . . 9 ]     10 -> [ 10 11          the last chunk is open
+//! ```
+//!
+//! The one writer adds to the last chunk until it is full. A record that is removed is marked as gone;
+//! when a quarter of a full chunk is, what is left of it moves to a chunk of its own size. So adding
+//! costs no search, and what is gone but still in memory is bounded.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwapOption;
 use crossbeam_skiplist::SkipMap;
 
 use crate::machine::Record;
 use crate::types::Revision;
 
+/// A chunk is full at this many records, or when they hold this many bytes.
+const CHUNK_RECORDS: usize = 256;
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// A chunk of which one in so many records is gone is copied without them.
+const GONE_PART: usize = 4;
+
 #[derive(Default)]
 pub struct Journal {
-    entries: SkipMap<Entry, ()>,
+    /// By the revision of the first record that was ever in the chunk.
+    chunks: SkipMap<Revision, Arc<Chunk>>,
+    /// The last one, if it has room.
+    open: ArcSwapOption<Chunk>,
 }
 
+struct Chunk {
+    first: Revision,
+    slots: Box<[Slot]>,
+    filled: AtomicUsize,
+    bytes: AtomicUsize,
+    gone: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Slot {
+    entry: OnceLock<Entry>,
+    gone: AtomicBool,
+}
+
+#[derive(Clone)]
 struct Entry {
     record: Record,
     /// What a compaction at the record's revision removes of all that came before it.
     obsolete_bytes: u64,
 }
 
+impl Entry {
+    fn revision(&self) -> Revision {
+        self.record.mod_revision()
+    }
+
+    fn bytes(&self) -> usize {
+        self.record.key().len() + self.record.value().len()
+    }
+}
+
+impl Chunk {
+    fn new(first: Revision, slots: usize) -> Chunk {
+        let slots = std::iter::repeat_with(Slot::default).take(slots).collect();
+        let (filled, bytes, gone) = Default::default();
+        Chunk { first, slots, filled, bytes, gone }
+    }
+
+    /// Adds an entry behind all others. Only the writer does.
+    fn push(&self, entry: Entry) {
+        let (at, bytes) = (self.filled.load(Ordering::Relaxed), entry.bytes());
+        assert!(self.slots[at].entry.set(entry).is_ok(), "one thread writes");
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.filled.store(at + 1, Ordering::Release);
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled.load(Ordering::Relaxed) == self.slots.len()
+            || self.bytes.load(Ordering::Relaxed) >= CHUNK_BYTES
+    }
+
+    fn len(&self) -> usize {
+        self.filled.load(Ordering::Acquire)
+    }
+
+    fn entry(&self, at: usize) -> &Entry {
+        self.slots[at].entry.get().expect("slots are filled before they are counted")
+    }
+
+    /// The entry at `at`, unless its record is removed.
+    fn get(&self, at: usize) -> Option<&Entry> {
+        (!self.slots[at].gone.load(Ordering::Relaxed)).then(|| self.entry(at))
+    }
+
+    /// How many entries, removed ones too, lie before `revision`.
+    fn before(&self, revision: Revision) -> usize {
+        let filled = &self.slots[..self.len()];
+        let is_before = |slot: &Slot| slot.entry.get().is_some_and(|it| it.revision() < revision);
+        filled.partition_point(is_before)
+    }
+
+    /// Marks the record of `revision` as gone. Whether it was there.
+    fn remove(&self, revision: Revision) -> bool {
+        let at = self.before(revision);
+        let found = at < self.len() && self.entry(at).revision() == revision;
+        let removed = found && !self.slots[at].gone.swap(true, Ordering::Relaxed);
+        if removed {
+            self.gone.fetch_add(1, Ordering::Relaxed);
+        }
+        removed
+    }
+
+    fn is_scant(&self) -> bool {
+        self.gone.load(Ordering::Relaxed) * GONE_PART >= self.len()
+    }
+
+    /// What is left of it; `None` if nothing is.
+    fn remainder(&self) -> Option<Chunk> {
+        let left = (0..self.len()).filter_map(|at| self.get(at)).count();
+        let remainder = Chunk::new(self.first, left);
+        (0..self.len()).filter_map(|at| self.get(at)).for_each(|it| remainder.push(it.clone()));
+        (left > 0).then_some(remainder)
+    }
+}
+
 impl Journal {
+    /// Adds a record behind all others.
     pub fn insert(&self, record: Record, obsolete_bytes: u64) {
-        self.entries.insert(Entry { record, obsolete_bytes }, ());
+        let entry = Entry { record, obsolete_bytes };
+        if let Some(open) = &*self.open.load() {
+            open.push(entry);
+            if open.is_full() {
+                self.open.store(None);
+                self.tidy(open);
+            }
+            return;
+        }
+        let chunk = Arc::new(Chunk::new(entry.revision(), CHUNK_RECORDS));
+        chunk.push(entry);
+        self.chunks.insert(chunk.first, chunk.clone());
+        self.open.store((!chunk.is_full()).then_some(chunk));
     }
 
     /// The main revision of the newest record up to `revision`, and what was said of it.
     pub fn obsolete_at(&self, revision: i64) -> Option<(i64, u64)> {
-        let last = Revision::last_of(revision);
-        let last = self.entries.upper_bound(Bound::Included(&last as &dyn Dated))?;
-        Some((last.key().record.mod_revision().main, last.key().obsolete_bytes))
+        let end = Revision::first_of(revision.checked_add(1)?);
+        let last = self.chunks.upper_bound(Bound::Excluded(&end))?;
+        let mut chunks = std::iter::successors(Some(last), |chunk| chunk.prev());
+        chunks.find_map(|chunk| {
+            let chunk = chunk.value();
+            let entry = (0..chunk.before(end)).rev().find_map(|at| chunk.get(at))?;
+            Some((entry.revision().main, entry.obsolete_bytes))
+        })
     }
 
     pub fn remove(&self, record: &Record) {
-        self.entries.remove(&record.mod_revision() as &dyn Dated);
+        let revision = record.mod_revision();
+        let Some(chunk) = self.chunks.upper_bound(Bound::Included(&revision)) else { return };
+        let chunk = chunk.value();
+        // The open one is looked at when it is full.
+        if chunk.remove(revision) && chunk.is_full() {
+            self.tidy(chunk);
+        }
+    }
+
+    /// Frees what is gone of a full chunk, if it is enough.
+    fn tidy(&self, chunk: &Chunk) {
+        if chunk.is_scant() {
+            match chunk.remainder() {
+                Some(remainder) => _ = self.chunks.insert(chunk.first, Arc::new(remainder)),
+                None => _ = self.chunks.remove(&chunk.first),
+            }
+        }
     }
 
     /// The records of `from..=to`. Ones added or removed meanwhile may or may not be among them.
     pub fn records(&self, from: Revision, to: Revision) -> impl Iterator<Item = Record> {
-        let mut next = self.entries.lower_bound(Bound::Included(&from as &dyn Dated));
+        let mut next = self
+            .chunks
+            .upper_bound(Bound::Included(&from))
+            .or_else(|| self.chunks.lower_bound(Bound::Excluded(&from)));
+        let mut at = next.as_ref().map_or(0, |chunk| chunk.value().before(from));
         std::iter::from_fn(move || {
-            let entry = next.take()?;
-            let record = &entry.key().record;
-            if record.mod_revision() > to {
-                return None;
+            loop {
+                let chunk = next.as_ref()?;
+                if at == chunk.value().len() {
+                    next = chunk.next();
+                    at = 0;
+                    continue;
+                }
+                at += 1;
+                let Some(entry) = chunk.value().get(at - 1) else { continue };
+                return (entry.revision() <= to).then(|| entry.record.clone());
             }
-            let record = record.clone();
-            next = entry.next();
-            Some(record)
         })
     }
 }
 
-/// Lets the map be searched with a revision: an entry has it in its record, and cannot lend it.
-trait Dated {
-    fn revision(&self) -> Revision;
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
 
-impl Dated for Entry {
-    fn revision(&self) -> Revision {
-        self.record.mod_revision()
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+    use crate::machine::Parts;
+    use crate::types::LeaseId;
+
+    fn record(revision: Revision, value: &[u8]) -> Record {
+        Record::new(Parts {
+            key: b"k",
+            value,
+            create_revision: 1,
+            mod_revision: revision,
+            version: 2,
+            lease: LeaseId::NONE,
+        })
+    }
+
+    fn mains(journal: &Journal, from: i64, to: i64) -> Vec<i64> {
+        let records = journal.records(Revision::first_of(from), Revision::last_of(to));
+        records.map(|record| record.mod_revision().main).collect()
+    }
+
+    /// Adds and removes at random beside a map, and compares.
+    #[test]
+    fn it_tells_what_was_added_and_not_removed() {
+        for seed in 0..20 {
+            let mut random = SmallRng::seed_from_u64(seed);
+            let (journal, mut model) = (Journal::default(), BTreeMap::new());
+            let mut newest = Revision::first_of(2);
+            for _ in 0..3000 {
+                if random.random_range(0..5) < 3 {
+                    newest = match random.random_range(0..3) {
+                        0 => Revision::new(newest.main, newest.sub + 1),
+                        step => Revision::first_of(newest.main + step),
+                    };
+                    let obsolete_bytes = random.random();
+                    journal.insert(record(newest, b"v"), obsolete_bytes);
+                    model.insert(newest, obsolete_bytes);
+                } else if !model.is_empty() {
+                    // Mostly the oldest, as compaction does.
+                    let among = model.len().min(random.random_range(1..600));
+                    let chosen = model.keys().nth(random.random_range(0..among)).copied();
+                    let chosen = chosen.expect("there are as many");
+                    journal.remove(&record(chosen, b"v"));
+                    model.remove(&chosen);
+                }
+                let (a, b) = (random.random_range(0..newest.main + 2), newest.main + 1);
+                let (from, to) =
+                    (Revision::first_of(a), Revision::last_of(random.random_range(a..=b)));
+                if random.random_range(0..20) == 0 {
+                    let told: Vec<_> =
+                        journal.records(from, to).map(|it| it.mod_revision()).collect();
+                    let expected: Vec<_> = model.range(from..=to).map(|(it, _)| *it).collect();
+                    assert_eq!(told, expected, "seed {seed}");
+                }
+                let expected = model.range(..=to).next_back();
+                let expected = expected.map(|(revision, bytes)| (revision.main, *bytes));
+                assert_eq!(journal.obsolete_at(to.main), expected, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_removed_is_freed_soon() {
+        let journal = Journal::default();
+        let value = vec![0; 100_000];
+        for main in 1..=100 {
+            journal.insert(record(Revision::first_of(main), &value), 0);
+        }
+        for main in 1..=97 {
+            journal.remove(&record(Revision::first_of(main), &[]));
+        }
+        let kept: usize = journal.chunks.iter().map(|chunk| chunk.value().len()).sum();
+        assert!(kept < 20, "{kept} records are kept for 3");
+        assert_eq!(mains(&journal, 0, 200), [98, 99, 100]);
+    }
+
+    #[test]
+    fn who_reads_goes_on_while_chunks_are_replaced() {
+        let journal = Journal::default();
+        (1..=1000).for_each(|main| journal.insert(record(Revision::first_of(main), b""), 0));
+        let mut reading = journal.records(Revision::first_of(1), Revision::last_of(2000));
+        assert_eq!(reading.next().map(|record| record.mod_revision().main), Some(1));
+        for main in (1..=1000).filter(|main| main % 7 != 0) {
+            journal.remove(&record(Revision::first_of(main), b""));
+        }
+        (1001..=1010).for_each(|main| journal.insert(record(Revision::first_of(main), b""), 0));
+        let rest: Vec<i64> = reading.map(|record| record.mod_revision().main).collect();
+        assert!(rest.is_sorted());
+        let kept = (7..=1000).step_by(7).chain(1001..=1010);
+        assert!(kept.into_iter().all(|main| rest.binary_search(&main).is_ok()));
     }
 }
-
-impl Dated for Revision {
-    fn revision(&self) -> Revision {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn Dated + 'a> for Entry {
-    fn borrow(&self) -> &(dyn Dated + 'a) {
-        self
-    }
-}
-
-impl Ord for dyn Dated + '_ {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.revision().cmp(&other.revision())
-    }
-}
-
-impl PartialOrd for dyn Dated + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for dyn Dated + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.revision() == other.revision()
-    }
-}
-
-impl Eq for dyn Dated + '_ {}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.revision().cmp(&other.revision())
-    }
-}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.revision() == other.revision()
-    }
-}
-
-impl Eq for Entry {}

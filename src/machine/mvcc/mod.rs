@@ -14,6 +14,7 @@
 //! reader below may thus miss keys, so every read looks at `compacted` again when it is done and
 //! starts over if it was overtaken.
 
+mod chain;
 mod compaction;
 mod hash;
 mod index;
@@ -48,6 +49,7 @@ pub(super) use space::Space;
 pub(super) use space::weight_bytes;
 pub(super) use writer::Writer;
 
+use chain::Chain;
 use index::Index;
 use journal::Journal;
 use roster::Roster;
@@ -91,11 +93,11 @@ impl History {
         }
     }
 
-    /// Adds a record, with what [`Space::add`] said of it. Readers see it once its revision is
-    /// published.
-    pub fn insert(&self, record: Record, obsolete_bytes: u64) {
-        self.index.insert(record.clone());
-        self.journal.insert(record, obsolete_bytes);
+    /// Adds a record, with what [`Space::add`] said of it, to the history of its key, which the caller
+    /// may know and is returned. Readers see it once its revision is published.
+    fn insert(&self, record: Record, obsolete_bytes: u64, chain: Option<&Chain>) -> Chain {
+        self.journal.insert(record.clone(), obsolete_bytes);
+        self.index.insert(record, chain)
     }
 
     /// The revision that readers may read at.

@@ -294,6 +294,7 @@ mod tests {
                     lease: LeaseId::NONE,
                 }),
                 0,
+                None,
             );
             roster.insert(key.as_bytes());
         }

@@ -12,7 +12,7 @@
 //!                      b@6          obsolete only behind its own revision
 //! ```
 
-use super::live::Newest;
+use super::chain::{Chain, Chains};
 use super::{History, Live};
 use crate::machine::{Record, Rejection};
 use crate::types::Revision;
@@ -86,15 +86,12 @@ impl Space {
 }
 
 /// Takes the records of a store in their order, counts them, and makes the history of them.
-///
-/// Nobody reads the history yet, so index and journal are filled at the end, each from its own end:
-/// there a new place is found without a search.
 pub struct Loading<'a> {
     history: &'a History,
     space: &'a mut Space,
-    newest: Newest,
-    /// Each with what the journal keeps.
-    records: Vec<(Record, u64)>,
+    chains: Chains,
+    /// The same, to be put in order.
+    keys: Vec<Chain>,
     /// What the compaction that the store has seen has made obsolete, once its end is passed.
     compacted_bytes: Option<u64>,
 }
@@ -105,36 +102,32 @@ impl Loading<'_> {
         if record.mod_revision().main > self.history.compacted() {
             self.pass_compacted();
         }
-        let before = self.newest.replace(&record);
+        let (chain, before) = match self.chains.get(record.key()) {
+            Some(chain) => (chain.clone(), chain.last()),
+            None => {
+                let chain = Chain::new(record.key());
+                self.chains.add(chain.clone());
+                self.keys.push(chain.clone());
+                (chain, None)
+            }
+        };
         let obsolete_bytes = self.space.add(&record, before.as_ref());
-        self.records.push((record, obsolete_bytes));
+        chain.push(record.clone());
+        self.history.journal.insert(record, obsolete_bytes);
     }
 
     /// Returns the pairs that are there, and in order of their keys the newest record of each.
     pub fn finish(mut self) -> (Live, Vec<Record>) {
         self.pass_compacted();
         self.space.compact(self.compacted_bytes.unwrap_or(0));
-        let Loading { history, newest, records, .. } = self;
-        let unsorted = keyed(&records);
-        // Neither half sees the other, so how they share processors makes no difference.
-        let (_, pairs) = rayon::join(
-            || {
-                for (record, obsolete_bytes) in records.into_iter().rev() {
-                    history.journal.insert(record, obsolete_bytes);
-                }
-            },
-            || {
-                let mut by_key = sorted(unsorted);
-                for record in by_key.iter().rev() {
-                    history.index.insert(record.clone());
-                }
-                by_key.dedup_by(|later, first| later.key() == first.key());
-                by_key.retain(|record| !record.is_tombstone());
-                by_key
-            },
-        );
-        let live = Live::loaded(newest, pairs.iter().map(Record::key));
-        (live, pairs)
+        let mut keys = sorted(self.keys);
+        // Nobody reads yet. Each goes to the one end, where its place is found without a search.
+        for chain in keys.iter().rev() {
+            self.history.index.adopt(chain.clone());
+        }
+        keys.retain(|chain| chain.last().is_some_and(|record| !record.is_tombstone()));
+        let pairs = keys.iter().filter_map(Chain::last).collect();
+        (Live::loaded(self.chains, &keys), pairs)
     }
 
     fn pass_compacted(&mut self) {
@@ -143,27 +136,19 @@ impl Loading<'_> {
     }
 }
 
-/// Each record with the first bytes of its key that not all keys have in common: in most comparisons
-/// they differ, and these need no look at the record.
-fn keyed(records: &[(Record, u64)]) -> Vec<(u64, Record)> {
-    let records = records.iter().map(|(record, _)| record);
-    let mut keys = records.clone().map(Record::key);
+/// In order of their keys.
+fn sorted(chains: Vec<Chain>) -> Vec<Chain> {
+    let mut keys = chains.iter().map(Chain::key);
     let first = keys.next().unwrap_or_default();
     let common = keys.fold(first.len(), |common, key| {
         first[..common].iter().zip(key).take_while(|(a, b)| a == b).count()
     });
-    records.map(|record| (first_bytes(&record.key()[common..]), record.clone())).collect()
-}
-
-/// In order of their keys, the newest first of each key.
-fn sorted(mut keyed: Vec<(u64, Record)>) -> Vec<Record> {
-    keyed.sort_unstable_by(|(bytes, record), (other_bytes, other)| {
-        bytes.cmp(other_bytes).then_with(|| {
-            let by_key = record.key().cmp(other.key());
-            by_key.then_with(|| other.mod_revision().cmp(&record.mod_revision()))
-        })
-    });
-    keyed.into_iter().map(|(_, record)| record).collect()
+    // Most keys differ in the first bytes that not all have in common, and these need no look at the
+    // whole.
+    let mut sorted: Vec<(u64, Chain)> =
+        chains.into_iter().map(|chain| (first_bytes(&chain.key()[common..]), chain)).collect();
+    sorted.sort_unstable();
+    sorted.into_iter().map(|(_, chain)| chain).collect()
 }
 
 /// A number that orders as the first bytes of `key` do, as far as they differ.
@@ -177,8 +162,8 @@ fn first_bytes(key: &[u8]) -> u64 {
 impl History {
     /// Begins to read the records of a store.
     pub fn loading<'a>(&'a self, space: &'a mut Space) -> Loading<'a> {
-        let (newest, records) = (Newest::default(), Vec::new());
-        Loading { history: self, space, newest, records, compacted_bytes: None }
+        let (chains, keys) = Default::default();
+        Loading { history: self, space, chains, keys, compacted_bytes: None }
     }
 
     /// [`History::compact`], counted in `space`.

@@ -40,7 +40,7 @@ impl<'a> Writer<'a> {
 
     /// The pair of `key`, with the changes made so far.
     pub fn get(&self, key: &[u8]) -> Option<Record> {
-        self.live.get(key).cloned()
+        self.live.get(key)
     }
 
     /// The state with the changes made so far.
@@ -111,8 +111,15 @@ impl<'a> Writer<'a> {
             Some(prev) => self.space.add(&record, Some(prev)),
             None => self.space.add(&record, self.deleted_by_this_entry(&record).as_ref()),
         };
-        self.history.insert(record.clone(), obsolete_bytes);
-        self.roster_changed |= self.live.note(&record);
+        let known = self.live.chain(record.key());
+        let (was, is) = (known.is_some(), !record.is_tombstone());
+        let chain = self.history.insert(record.clone(), obsolete_bytes, known);
+        match (was, is) {
+            (false, true) => self.live.add(chain),
+            (true, false) => self.live.remove(record.key()),
+            _ => {}
+        }
+        self.roster_changed |= was != is;
         self.events.push(Event { record: record.clone(), prev });
         record
     }
