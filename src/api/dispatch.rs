@@ -26,7 +26,7 @@ pub type GatedCall = Passage<BoxFuture<'static, Result<Response<Body>, Infallibl
 /// The gRPC services of a port.
 pub trait Services: Send + Sync + 'static {
     /// Hands `request` to the service `name`, or back when there is none.
-    fn call(&self, name: &str, request: Request<Body>) -> Result<GatedCall, Request<Body>>;
+    fn call(&self, name: &str, request: Request<Body>) -> Result<GatedCall, Box<Request<Body>>>;
 }
 
 /// Everything on a port, as a server takes it.
@@ -68,7 +68,7 @@ impl<S: Services> Service<Request<Body>> for Dispatch<S> {
         let uri = request.uri().clone();
         let called = match service_name(uri.path()) {
             Some(name) => self.services.call(name, request),
-            None => Err(request),
+            None => Err(Box::new(request)),
         };
         match called {
             Ok(call) => Way::Grpc(call),

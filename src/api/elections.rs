@@ -176,7 +176,7 @@ fn candidate(moment: &Moment<'_>, key: &QueueKey, ahead: usize, now: Timestamp) 
 fn response(node: &Node, name: &Bytes, seen: Seen) -> pb::ObserveResponse {
     use observe_response::Response;
     // A first key without its lease leads nobody.
-    let response = match seen.leader.filter(|leader| is_attached(leader)) {
+    let response = match seen.leader.filter(is_attached) {
         None => Response::Vacant(observe_response::Vacant {}),
         Some(record) => {
             let machine = node.machine();

@@ -135,12 +135,16 @@ macro_rules! client_services {
         }
 
         impl Services for ClientServices {
-            fn call(&self, name: &str, request: Request<Body>) -> Result<GatedCall, Request<Body>> {
+            fn call(
+                &self,
+                name: &str,
+                request: Request<Body>,
+            ) -> Result<GatedCall, Box<Request<Body>>> {
                 match name {
                     $(<$server<$service> as NamedService>::NAME => {
                         Ok(self.$field.clone().call(request))
                     })*
-                    _ => Err(request),
+                    _ => Err(Box::new(request)),
                 }
             }
         }

@@ -40,7 +40,7 @@ impl Edit<'_> {
 
     pub(super) fn unlock(&mut self, key: &Bytes) -> Reply {
         let present = self.writer.get(key);
-        self.remove(present.filter(|record| is_attached(record)))
+        self.remove(present.filter(is_attached))
     }
 
     pub(super) fn proclaim(&mut self, proclaim: &Proclaim) -> Result<Reply, Rejection> {

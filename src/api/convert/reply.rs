@@ -26,7 +26,7 @@ pub fn key_value(record: &Record) -> KeyValue {
 }
 
 fn key_values(records: &[Record]) -> Vec<KeyValue> {
-    records.iter().map(|record| key_value(record)).collect()
+    records.iter().map(key_value).collect()
 }
 
 fn pairs(records: &[Record], keys_only: bool) -> Vec<KeyValue> {

@@ -267,7 +267,7 @@ fn sort(records: &mut [Record], query: &Range) {
         SortTarget::Value => |a, b| a.value().cmp(b.value()),
     };
     match query.order {
-        SortOrder::None | SortOrder::Ascend => records.sort_by(|a, b| by_target(a, b)),
+        SortOrder::None | SortOrder::Ascend => records.sort_by(by_target),
         SortOrder::Descend => records.sort_by(|a, b| by_target(b, a)),
     }
 }
@@ -309,7 +309,7 @@ mod tests {
     fn keys(query: &Range) -> (String, bool, i64) {
         let history = history();
         let reply = Snapshot::new(&history, history.published()).range(query);
-        let keys = reply.records.iter().map(|record| String::from_utf8_lossy(&record.key()));
+        let keys = reply.records.iter().map(|record| String::from_utf8_lossy(record.key()));
         (keys.collect(), reply.more, reply.count)
     }
 

@@ -211,7 +211,7 @@ impl Model {
 
     fn compare(&self, compare: &Compare) -> bool {
         let in_range = self.present().values().filter(|it| compare.range.contains(it.key()));
-        let mut records: Vec<Option<&Record>> = in_range.map(|it| Some(it)).collect();
+        let mut records: Vec<Option<&Record>> = in_range.map(Some).collect();
         if records.is_empty() {
             records.push(None);
         }

@@ -177,7 +177,7 @@ fn read_pages(mut pages: Pages, mut between: impl FnMut()) -> Result<(RangeReply
     while let Some(page) = pages.next_page()? {
         assert_eq!(end, None, "nothing follows the last page");
         let bytes = |record: &Record| record.key().len() + record.value().len();
-        let total: usize = page.records.iter().map(|record| bytes(record)).sum();
+        let total: usize = page.records.iter().map(bytes).sum();
         assert!(total <= PAGE_BYTES || page.records.len() == 1);
         reply.records.extend(page.records);
         end = page.end;
