@@ -1,3 +1,5 @@
+//! The packed engine against a plain one, and cut short wherever it writes.
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
