@@ -202,6 +202,7 @@ pub fn settings(config: &Config) -> Settings {
             election_timeout: config.election_timeout,
             quota_bytes: config.quota_bytes,
         },
+        auth: config.auth,
         sizes: Sizes::default(),
     }
 }

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::executor::block_on;
 use holdfast::machine::{
-    Alarm, AlarmAction, AlarmKind, AskRelease, Command, Compare, CompareResult, CompareTarget,
-    DeleteRange, Enqueue, Entry, ExpiredLease, Fence, Fenced, FencedWrite, Force, Join, Machine,
-    Origin, Position, Proclaim, Put, Range, Release, Txn, TxnOp,
+    Alarm, AlarmAction, AlarmKind, AskRelease, AuthChange, Command, Compare, CompareResult,
+    CompareTarget, DeleteRange, Enqueue, Entry, ExpiredLease, Fence, Fenced, FencedWrite, Force,
+    Join, Machine, Origin, PasswordHash, Permission, PermissionKind, Position, Principal, Proclaim,
+    Put, Range, Release, Txn, TxnOp,
 };
 use holdfast::raft::frame;
 use holdfast::raft::log_store::{Drive, LogOptions, LogStore};
@@ -167,17 +168,73 @@ fn alarm() -> Alarm {
 
 fn entry_of(command: Command) -> Entry {
     let origin = Origin { member: MemberId(0x1122_3344_5566_7788), call: 99 };
-    Entry { at: Timestamp(1_000_000), origin, command }
+    Entry { at: Timestamp(1_000_000), origin, command, principal: None }
+}
+
+/// One of each, in the order of their numbers.
+fn auth_changes() -> Vec<(&'static str, AuthChange)> {
+    let (user, role) = ("alice".to_owned(), "r".to_owned());
+    let password_hash = PasswordHash("$2a$04$hash".to_owned());
+    let permission = |start: &'static str, end: &'static str, kind| Permission {
+        range: KeyRange::from_wire(bytes(start), bytes(end)),
+        kind,
+    };
+    let token_sha256 = [0xab; 32];
+    let grant = |permission| AuthChange::RoleGrantPermission { role: role.clone(), permission };
+    vec![
+        ("20.0-auth-enable", AuthChange::Enable),
+        ("20.1-auth-disable", AuthChange::Disable),
+        (
+            "20.2-authenticate",
+            AuthChange::Authenticate { user: user.clone(), token_sha256, auth_revision: 300 },
+        ),
+        (
+            "20.3-user-add",
+            AuthChange::UserAdd { name: user.clone(), password_hash: Some(password_hash.clone()) },
+        ),
+        ("20.4-user-delete", AuthChange::UserDelete { name: user.clone() }),
+        (
+            "20.5-user-change-password",
+            AuthChange::UserChangePassword { name: user.clone(), password_hash },
+        ),
+        (
+            "20.6-user-grant-role",
+            AuthChange::UserGrantRole { user: user.clone(), role: role.clone() },
+        ),
+        ("20.7-user-revoke-role", AuthChange::UserRevokeRole { user, role: role.clone() }),
+        ("20.8-role-add", AuthChange::RoleAdd { name: role.clone() }),
+        ("20.9-role-delete", AuthChange::RoleDelete { name: role.clone() }),
+        ("20.10-grant-read", grant(permission("k", "", PermissionKind::Read))),
+        ("20.10-grant-write", grant(permission("k", "z", PermissionKind::Write))),
+        ("20.10-grant-both", grant(permission("k", "\0", PermissionKind::ReadWrite))),
+        ("20.10-grant-unknown", grant(permission("q", "", PermissionKind::Unknown(7)))),
+        (
+            "20.11-role-revoke-permission",
+            AuthChange::RoleRevokePermission { role, range: KeyRange::prefix(b"k") },
+        ),
+    ]
+}
+
+/// All commands, and one in the name of each kind of principal.
+fn entries() -> Vec<(&'static str, Entry)> {
+    let changes = auth_changes().into_iter().map(|(name, it)| (name, Command::Auth(it)));
+    let commands = commands().into_iter().chain(changes);
+    let mut entries: Vec<_> = commands.map(|(name, command)| (name, entry_of(command))).collect();
+    let put = entry_of(Command::Put(put()));
+    let user = Principal::User { name: "alice".to_owned(), auth_revision: 300 };
+    let by = |principal| Entry { principal: Some(principal), ..put.clone() };
+    entries.push(("0-put-by-server", by(Principal::Server)));
+    entries.push(("0-put-by-user", by(user)));
+    entries
 }
 
 #[test]
 fn entries_of_each_command() {
-    let encoded =
-        |(name, command): (&str, Command)| (name.to_owned(), entry_of(command).encode().to_vec());
-    compare("entries.txt", &commands().into_iter().map(encoded).collect());
-    for ((name, command), (_, bytes)) in commands().into_iter().zip(golden("entries.txt")) {
-        assert_eq!(Entry::decode(1, &bytes).expect(name), entry_of(command), "{name}");
-        let later = [&[2], &bytes[1..]].concat();
+    let encoded = |(name, entry): (&str, Entry)| (name.to_owned(), entry.encode().to_vec());
+    compare("entries.txt", &entries().into_iter().map(encoded).collect());
+    for ((name, entry), (_, bytes)) in entries().into_iter().zip(golden("entries.txt")) {
+        assert_eq!(Entry::decode(1, &bytes).expect(name), entry, "{name}");
+        let later = [&[3], &bytes[1..]].concat();
         let refused = Entry::decode(1, &later).expect_err("a later format").to_string();
         assert!(refused.contains("format"), "{refused}");
     }
@@ -261,6 +318,8 @@ fn stored_pairs_of_each_table() {
     let Command::Join(join) = of("15-join") else { unreachable!("it is a join") };
     let next =
         Command::Join(Join { enqueue: Enqueue { lease: LeaseId(8), ..enqueue() }, ..join.clone() });
+    let changes = auth_changes();
+    let change = |at: usize| Command::Auth(changes[at].1.clone());
     let steps = [
         Command::Alarm(AlarmAction::BeginDigest),
         plain,
@@ -274,6 +333,14 @@ fn stored_pairs_of_each_table() {
             range: KeyRange::from_wire(bytes("key"), Bytes::new()),
             prev_kv: false,
         }),
+        // Before the alarm is raised: a user with a role, and what the role allows.
+        change(3),
+        change(8),
+        change(6),
+        change(10),
+        change(11),
+        change(12),
+        change(13),
         of("19-alarm"),
     ];
     for (command, index) in steps.into_iter().zip(1..) {
@@ -296,7 +363,7 @@ fn stored_pairs_of_each_table() {
     };
     engine.scan(b"", &mut collect).expect("scanned");
     let tables: BTreeSet<&str> = written.iter().map(|(name, _)| &name[..1]).collect();
-    assert_eq!(tables, BTreeSet::from(["c", "f", "h", "l", "m", "p", "r", "x"]));
+    assert_eq!(tables, BTreeSet::from(["c", "f", "g", "h", "l", "m", "o", "p", "r", "u", "x"]));
     compare("stored_pairs.txt", &written);
 
     let mut engine = Memory::new();
@@ -308,6 +375,7 @@ fn stored_pairs_of_each_table() {
     let loaded = Machine::load(&engine).expect("the golden state loads");
     assert_eq!((loaded.hash(), loaded.digest()), (machine.hash(), machine.digest()));
     assert_eq!(loaded.alarms().collect::<Vec<_>>(), [alarm()]);
+    assert_eq!(loaded.auth(), machine.auth());
     assert_eq!(loaded.retired_members(), &BTreeSet::from([MemberId(0x3344)]));
 }
 

@@ -13,7 +13,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::types::MemberId;
 
-use super::{convert, header};
+use super::{callers, convert, header};
 
 pub struct ClusterService {
     node: Arc<Node>,
@@ -40,10 +40,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let Some(peer_urls) = convert::peer_urls(&request.peer_ur_ls) else {
             return Err(ChangeFailure::from(ChangeRefusal::BadUrls).into());
         };
+        callers::admin(&self.node, &metadata).await?;
         let change = Change::Add { peer_urls, learner: request.is_learner };
         let changed = self.node.change_members(change).await?;
         let members = convert::members(changed.members);
@@ -58,6 +59,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         let (header, members) =
             self.change(Change::Remove { id: MemberId(request.into_inner().id) }).await?;
         Ok(Response::new(MemberRemoveResponse { header, members }))
@@ -67,6 +69,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         let request = request.into_inner();
         // As in etcd an unknown member is complained of first, so the rules see unusable URLs, too.
         let peer_urls = convert::peer_urls(&request.peer_ur_ls).unwrap_or_default();
@@ -81,6 +84,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
+        callers::caller(&self.node, request.metadata()).await?.check_user()?;
         if request.into_inner().linearizable {
             self.node.read_barrier().await?;
         }
@@ -94,6 +98,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         let (header, members) =
             self.change(Change::Promote { id: MemberId(request.into_inner().id) }).await?;
         Ok(Response::new(MemberPromoteResponse { header, members }))

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::concurrency::Queues;
 use crate::concurrency::client::{self, EnterFailure};
 use crate::concurrency::election::{self, Observer, Seen};
-use crate::machine::{Command, Proclaim};
-use crate::node::{Failure, Node, told};
+use crate::machine::{Command, Proclaim, Right};
+use crate::node::{Caller, Failure, Node, told};
 use crate::pb::v3electionpb::election_server::Election;
 use crate::pb::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest,
@@ -20,7 +21,7 @@ use crate::pb::v3electionpb::{
 use crate::types::LeaseId;
 
 use super::status::{Refusal, as_unknown};
-use super::{convert, header, lock};
+use super::{callers, convert, header, lock};
 
 pub struct ElectionService {
     queues: Queues,
@@ -31,6 +32,18 @@ impl ElectionService {
     pub fn new(queues: Queues) -> ElectionService {
         let node = queues.node.clone();
         ElectionService { queues, node }
+    }
+
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
+        callers::caller(&self.node, metadata).await.map_err(as_unknown)
+    }
+
+    /// A caller that may see who stands in an election.
+    async fn reader(&self, metadata: &MetadataMap, name: &[u8]) -> Result<Caller, Status> {
+        let caller = callers::up_to_date(&self.node, metadata).await.map_err(as_unknown)?;
+        let access = caller.access().map_err(as_unknown)?;
+        access.queue(Right::Read, name).map_err(as_unknown)?;
+        Ok(caller)
     }
 }
 
@@ -50,8 +63,10 @@ impl Election for ElectionService {
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
         let keep_while = lock::lease0_life(self.queues.rules, &request);
+        let caller = self.caller(request.metadata()).await?;
         let request = request.into_inner();
         let enter = client::Request {
+            caller,
             name: request.name.clone(),
             lease: LeaseId(request.lease),
             value: request.value,
@@ -80,15 +95,17 @@ impl Election for ElectionService {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let leader = leader_key(request.leader)?;
+        let caller = self.caller(&metadata).await?;
         let proclaim = Proclaim {
             key: leader.key,
             create_revision: leader.rev,
             value: request.value,
             lease: LeaseId(leader.lease),
         };
-        let (leads, revision) = client::proclaim(&self.node, proclaim).await.map_err(as_unknown)?;
+        let proclaimed = client::proclaim(&self.node, caller, proclaim).await;
+        let (leads, revision) = proclaimed.map_err(as_unknown)?;
         if !leads {
             return Err(Refusal::NotElected.into());
         }
@@ -100,8 +117,10 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<LeaderResponse>, Status> {
+        let caller = self.reader(request.metadata(), &request.get_ref().name).await?;
         let name = request.into_inner().name;
         let (leader, revision) = election::leader(&self.node, &name).await.map_err(as_unknown)?;
+        self.node.check_unchanged(&caller).map_err(as_unknown)?;
         let record = leader.ok_or(Refusal::NobodyElected)?;
         let header = Some(header::at(&self.node, revision));
         Ok(Response::new(LeaderResponse { header, kv: Some(convert::key_value(&record)) }))
@@ -113,8 +132,13 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
+        // As in etcd: who may not see the election sees nothing of it.
+        let Ok(caller) = self.reader(request.metadata(), &request.get_ref().name).await else {
+            return Ok(Response::new(futures::stream::empty().boxed()));
+        };
         let name = request.into_inner().name;
         let begun = begin(&self.node, &name).await?;
+        self.node.check_unchanged(&caller).map_err(as_unknown)?;
         let node = self.node.clone();
         let stopping = node.stopping();
         let answers = futures::stream::unfold(begun, move |mut observer| {
@@ -158,9 +182,12 @@ impl Election for ElectionService {
         &self,
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
-        let leader = leader_key(request.into_inner().leader)?;
+        let (metadata, _, request) = request.into_parts();
+        let leader = leader_key(request.leader)?;
+        let caller = self.caller(&metadata).await?;
         let leave = Command::Leave { key: leader.key, create_revision: leader.rev };
-        let revision = self.node.propose(leave).await.map_err(as_unknown)?.revision;
+        let left = self.node.propose_for(caller, leave).await;
+        let revision = left.map_err(as_unknown)?.revision;
         let header = Some(header::at(&self.node, revision));
         Ok(Response::new(ResignResponse { header }))
     }

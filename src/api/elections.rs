@@ -17,7 +17,7 @@ use crate::types::{LeaseId, Timestamp};
 
 use super::connection::Connection;
 use super::locks::convert::{self, Moment, header};
-use super::locks::{checked_name, checked_token, own, wait_of};
+use super::locks::{caller, checked_name, checked_token, own, reader, unchanged, wait_of};
 use super::status::{self, LockRefusal};
 
 pub struct ElectionsService {
@@ -41,10 +41,12 @@ impl Elections for ElectionsService {
         request: Request<pb::CampaignRequest>,
     ) -> Result<Response<pb::CampaignResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let own = own(request.owner, client, request.ttl_seconds)?;
+        let name = checked_name(request.name)?;
         let enter = client::Request {
-            name: checked_name(request.name)?,
+            caller: reader(&self.queues.node, &metadata, &name).await?,
+            name,
             lease: LeaseId(request.lease),
             value: request.value,
             rewrite: true,
@@ -78,9 +80,10 @@ impl Elections for ElectionsService {
         &self,
         request: Request<pb::ProclaimRequest>,
     ) -> Result<Response<pb::ProclaimResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let (name, term) = (checked_name(request.name)?, checked_token(request.term)?);
         let node = &self.queues.node;
+        let caller = reader(node, &metadata, &name).await?;
         node.read_barrier().await.map_err(status::of_own)?;
         let first = node.machine().queue(&name, 1).0.pop();
         let leader = first.filter(|first| first.record.create_revision() == term);
@@ -91,7 +94,7 @@ impl Elections for ElectionsService {
             value: request.value,
             lease: LeaseId::NONE,
         };
-        let proclaimed = client::proclaim(node, proclaim).await;
+        let proclaimed = client::proclaim(node, caller, proclaim).await;
         let (leads, revision) = proclaimed.map_err(status::of_own)?;
         if !leads {
             return Err(LockRefusal::StaleToken.into());
@@ -103,9 +106,10 @@ impl Elections for ElectionsService {
         &self,
         request: Request<pb::ResignRequest>,
     ) -> Result<Response<pb::ResignResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let (name, term) = (checked_name(request.name)?, checked_token(request.term)?);
-        let resigned = locks::release(&self.queues.node, name, term, None).await;
+        let caller = caller(&self.queues.node, &metadata).await?;
+        let resigned = locks::release(&self.queues.node, caller, name, term, None).await;
         let resigned = resigned.map_err(status::of_own)?;
         Ok(Response::new(pb::ResignResponse { header: self.moment().header(), resigned }))
     }
@@ -114,8 +118,11 @@ impl Elections for ElectionsService {
         &self,
         request: Request<pb::CandidatesRequest>,
     ) -> Result<Response<pb::CandidatesResponse>, Status> {
-        let name = checked_name(request.into_inner().name)?;
+        let (metadata, _, request) = request.into_parts();
+        let name = checked_name(request.name)?;
+        let caller = reader(&self.queues.node, &metadata, &name).await?;
         let state = locks::get(&self.queues.node, &name).await.map_err(status::of_own)?;
+        unchanged(&self.queues.node, &caller)?;
         let moment = self.moment();
         let leaders = usize::from(state.holder().is_some());
         let waiting = state.queue.iter().enumerate().skip(leaders);
@@ -133,11 +140,13 @@ impl Elections for ElectionsService {
         &self,
         request: Request<pb::ObserveRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let name = checked_name(request.name)?;
         let node = self.queues.node.clone();
+        let caller = reader(&node, &metadata, &name).await?;
         let observer = Observer::begin_after(&node, name.clone(), request.after_revision).await;
         let begun = Some(observer.map_err(status::of_own)?);
+        unchanged(&node, &caller)?;
         let answers = futures::stream::unfold(begun, move |observer| {
             let (node, name) = (node.clone(), name.clone());
             async move {

@@ -65,7 +65,7 @@ impl Applied {
 
     fn apply(&mut self, command: Command) {
         self.index += 1;
-        let entry = Entry { at: Timestamp(1), origin: Origin::default(), command };
+        let entry = Entry { at: Timestamp(1), origin: Origin::default(), command, principal: None };
         let entry = Entry::decode(self.index, &entry.encode()).expect("what is encoded decodes");
         let position = Position { term: 1, index: self.index };
         self.machine.apply(position, &entry, &mut Batch::default()).expect("no fault");

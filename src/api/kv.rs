@@ -10,15 +10,15 @@ use futures::stream::BoxStream;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
-use crate::machine::{Command, Fence, FencedWrite, Reply};
-use crate::node::{Applied, Node};
+use crate::machine::{Command, Fence, FencedWrite, Reply, Right};
+use crate::node::{Applied, Caller, Node};
 use crate::pb::etcdserverpb::kv_server::Kv;
 use crate::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
     PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
 
-use super::{convert, fence, header, range_stream, status};
+use super::{callers, convert, fence, header, range_stream, status};
 
 pub struct KvService {
     node: Arc<Node>,
@@ -36,7 +36,7 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let serializable = request.serializable;
         if !serializable && *self.node.learner().borrow() {
             return Err(status::Refusal::Learner.into());
@@ -45,8 +45,11 @@ impl Kv for KvService {
         if !serializable {
             self.node.read_barrier().await?;
         }
+        let caller = callers::caller(&self.node, &metadata).await?;
+        caller.access()?.range(Right::Read, &range.range)?;
         let view = self.node.view();
         let reply = view.range(&range)?;
+        self.node.check_unchanged(&caller)?;
         let header = header::at(&self.node, view.revision());
         Ok(Response::new(convert::range_response(&reply, header)))
     }
@@ -57,26 +60,30 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let serializable = request.serializable;
         let range = convert::range_stream(request)?;
         if !serializable {
             self.node.read_barrier().await?;
         }
+        let caller = callers::caller(&self.node, &metadata).await?;
+        caller.access()?.range(Right::Read, &range.range)?;
+        let view = self.node.view();
+        self.node.check_unchanged(&caller)?;
         let node = self.node.clone();
-        let answers = range_stream::answers(self.node.view(), range, move |revision| {
-            header::at(&node, revision)
-        });
+        let answers =
+            range_stream::answers(view, range, move |revision| header::at(&node, revision));
         Ok(Response::new(answers.boxed()))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let fences = fence::of(request.metadata())?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let fences = fence::of(&metadata)?;
         let request_bytes = request.encoded_len();
         let put = convert::put(request)?;
+        let caller = callers::caller(&self.node, &metadata).await?;
         let Applied { revision, reply: Reply::Put(reply) } =
-            self.write(fences, FencedWrite::Put(put), request_bytes).await?
+            self.write(caller, fences, FencedWrite::Put(put), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -87,12 +94,13 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let fences = fence::of(request.metadata())?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let fences = fence::of(&metadata)?;
         let request_bytes = request.encoded_len();
         let delete = convert::delete_range(request)?;
+        let caller = callers::caller(&self.node, &metadata).await?;
         let Applied { revision, reply: Reply::DeleteRange(reply) } =
-            self.write(fences, FencedWrite::DeleteRange(delete), request_bytes).await?
+            self.write(caller, fences, FencedWrite::DeleteRange(delete), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -100,8 +108,8 @@ impl Kv for KvService {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let fences = fence::of(request.metadata())?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let fences = fence::of(&metadata)?;
         let request_bytes = request.encoded_len();
         let serializable = convert::is_serializable(&request);
         let txn = convert::txn(request, self.node.limits().max_txn_ops)?;
@@ -111,13 +119,17 @@ impl Kv for KvService {
             if !serializable {
                 self.node.read_barrier().await?;
             }
+            let caller = callers::caller(&self.node, &metadata).await?;
+            caller.access()?.read_txn(&txn)?;
             let view = self.node.view();
             let reply = view.read_txn(&txn)?;
+            self.node.check_unchanged(&caller)?;
             let header = header::at(&self.node, view.revision());
             return Ok(Response::new(convert::txn_response(&reply, header)));
         }
+        let caller = callers::caller(&self.node, &metadata).await?;
         let Applied { revision, reply: Reply::Txn(reply) } =
-            self.write(fences, FencedWrite::Txn(txn), request_bytes).await?
+            self.write(caller, fences, FencedWrite::Txn(txn), request_bytes).await?
         else {
             return Err(status::misplaced_reply());
         };
@@ -130,23 +142,26 @@ impl Kv for KvService {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let revision = request.into_inner().revision;
-        let applied = self.node.propose(Command::Compact { revision }).await?;
+        let (metadata, _, request) = request.into_parts();
+        let caller = callers::caller(&self.node, &metadata).await?;
+        let compact = Command::Compact { revision: request.revision };
+        let applied = self.node.propose_for(caller, compact).await?;
         let header = header::at(&self.node, applied.revision);
         Ok(Response::new(CompactionResponse { header: Some(header) }))
     }
 }
 
 impl KvService {
-    /// Proposes `write` behind `fences`, unless the request it came from, encoded in
+    /// Proposes `write` for `caller` behind `fences`, unless the request it came from, encoded in
     /// `request_bytes`, is larger than the cluster replicates.
     async fn write(
         &self,
+        caller: Caller,
         fences: Vec<Fence>,
         write: FencedWrite,
         request_bytes: usize,
     ) -> Result<Applied, Status> {
         convert::check_size(request_bytes, self.node.limits().max_request_bytes)?;
-        Ok(self.node.propose(fence::guard(fences, write)).await?)
+        Ok(self.node.propose_for(caller, fence::guard(fences, write)).await?)
     }
 }

@@ -12,8 +12,8 @@ use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockRespon
 use crate::types::LeaseId;
 
 use super::connection::Connection;
-use super::header;
 use super::status::{self, Refusal, as_unknown};
+use super::{callers, header};
 
 /// Metadata of an answer: the lease behind the key, its TTL in seconds, and the fencing token.
 const LEASE_ID: &str = "holdfast-lease-id";
@@ -36,8 +36,11 @@ impl LockService {
 impl Lock for LockService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         let keep_while = lease0_life(self.queues.rules, &request);
+        let caller = callers::caller(&self.queues.node, request.metadata()).await;
+        let caller = caller.map_err(as_unknown)?;
         let request = request.into_inner();
         let enter = client::Request {
+            caller,
             name: request.name,
             lease: LeaseId(request.lease),
             value: Bytes::new(),
@@ -60,11 +63,13 @@ impl Lock for LockService {
         &self,
         request: Request<UnlockRequest>,
     ) -> Result<Response<UnlockResponse>, Status> {
-        let key = request.into_inner().key;
+        let (metadata, _, request) = request.into_parts();
+        let key = request.key;
         if key.is_empty() {
             return Err(as_unknown(Refusal::EmptyKey));
         }
-        let released = client::unlock(&self.queues, key).await.map_err(as_unknown)?;
+        let caller = callers::caller(&self.queues.node, &metadata).await.map_err(as_unknown)?;
+        let released = client::unlock(&self.queues, caller, key).await.map_err(as_unknown)?;
         let header = Some(header::current(&self.queues.node));
         let mut response = Response::new(UnlockResponse { header });
         let text = if released { "true" } else { "false" };

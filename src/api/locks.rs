@@ -14,19 +14,21 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::concurrency::Queues;
 use crate::concurrency::client::{self, Own, SESSION_TTL_SECONDS};
 use crate::concurrency::hold::{self, Ask, TELLS_WAITING};
 use crate::concurrency::locks::{self, LockState, LockWatch, Scope, Wait};
-use crate::machine::{AskRelease, Force};
-use crate::node::told;
+use crate::machine::{AskRelease, Force, Right};
+use crate::node::{Caller, Node, told};
 use crate::pb::holdfastpb as pb;
 use crate::pb::holdfastpb::hold_request::Request as HoldAsk;
 use crate::pb::holdfastpb::locks_server::Locks;
-use crate::types::LeaseId;
+use crate::types::{KeyRange, LeaseId};
 
+use super::callers;
 use super::connection::Connection;
 use super::status::{self, LockRefusal};
 
@@ -74,6 +76,38 @@ impl Drop for StreamPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+pub(super) async fn caller(node: &Node, metadata: &MetadataMap) -> Result<Caller, Status> {
+    callers::caller(node, metadata).await.map_err(status::of_own)
+}
+
+/// A caller that may see the queue `name`.
+pub(super) async fn reader(
+    node: &Node,
+    metadata: &MetadataMap,
+    name: &[u8],
+) -> Result<Caller, Status> {
+    let caller = callers::up_to_date(node, metadata).await.map_err(status::of_own)?;
+    let access = caller.access().map_err(status::of_own)?;
+    access.queue(Right::Read, name).map_err(|it| status::of_own(it.into()))?;
+    Ok(caller)
+}
+
+/// A caller that may see all queues whose keys are in `range`.
+async fn reader_of(
+    node: &Node,
+    metadata: &MetadataMap,
+    range: &KeyRange,
+) -> Result<Caller, Status> {
+    let caller = callers::up_to_date(node, metadata).await.map_err(status::of_own)?;
+    let access = caller.access().map_err(status::of_own)?;
+    access.range(Right::Read, range).map_err(|it| status::of_own(it.into()))?;
+    Ok(caller)
+}
+
+pub(super) fn unchanged(node: &Node, caller: &Caller) -> Result<(), Status> {
+    node.check_unchanged(caller).map_err(status::of_own)
 }
 
 pub(super) fn checked_name(name: Bytes) -> Result<Bytes, Status> {
@@ -126,10 +160,13 @@ impl Locks for LocksService {
         request: Request<pb::AcquireRequest>,
     ) -> Result<Response<pb::AcquireResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let own = own(request.owner, client, request.ttl_seconds)?;
+        let name = checked_name(request.name)?;
         let enter = client::Request {
-            name: checked_name(request.name)?,
+            // One that only tries may be answered without a proposal.
+            caller: reader(&self.queues.node, &metadata, &name).await?,
+            name,
             lease: LeaseId(request.lease),
             value: Bytes::new(),
             rewrite: false,
@@ -163,9 +200,10 @@ impl Locks for LocksService {
         &self,
         request: Request<pb::ReleaseRequest>,
     ) -> Result<Response<pb::ReleaseResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let (name, token) = (checked_name(request.name)?, checked_token(request.token)?);
-        let released = locks::release(&self.queues.node, name, token, None).await;
+        let caller = caller(&self.queues.node, &metadata).await?;
+        let released = locks::release(&self.queues.node, caller, name, token, None).await;
         let released = released.map_err(status::of_own)?;
         Ok(Response::new(pb::ReleaseResponse { header: self.moment().header(), released }))
     }
@@ -178,14 +216,15 @@ impl Locks for LocksService {
     ) -> Result<Response<Self::HoldStream>, Status> {
         let permit = self.stream()?;
         let client = Connection::of(request.extensions()).peer_text();
-        let mut requests = request.into_inner();
+        let (metadata, _, mut requests) = request.into_parts();
         let (tells, told) = mpsc::channel(TELLS_WAITING);
         let (failed, failure) = tokio::sync::oneshot::channel();
         let queues = self.queues.clone();
         self.queues.node.background().spawn(async move {
             let _permit = permit;
+            let opening = opening(&queues.node, &metadata, &mut requests, client);
             let open = tokio::select! {
-                open = tokio::time::timeout(OPEN_PATIENCE, opening(&mut requests, client)) => {
+                open = tokio::time::timeout(OPEN_PATIENCE, opening) => {
                     open.unwrap_or_else(|_| Err(LockRefusal::NotOpened.into()))
                 }
                 () = tells.closed() => return,
@@ -216,10 +255,12 @@ impl Locks for LocksService {
         &self,
         request: Request<pb::CheckRequest>,
     ) -> Result<Response<pb::CheckResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let (name, token) = (checked_name(request.name)?, checked_token(request.token)?);
+        let caller = reader(&self.queues.node, &metadata, &name).await?;
         let standing = locks::check(&self.queues.node, &name, token).await;
         let standing = convert::standing(standing.map_err(status::of_own)?);
+        unchanged(&self.queues.node, &caller)?;
         Ok(Response::new(pb::CheckResponse { header: self.moment().header(), standing }))
     }
 
@@ -227,7 +268,9 @@ impl Locks for LocksService {
         &self,
         request: Request<pb::ListRequest>,
     ) -> Result<Response<pb::ListResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
+        let range = KeyRange::prefix(&request.prefix);
+        let caller = reader_of(&self.queues.node, &metadata, &range).await?;
         let limit = match usize::try_from(request.limit) {
             Ok(0) | Err(_) => LIST_DEFAULT,
             Ok(limit) => limit.min(LIST_MAX),
@@ -235,6 +278,7 @@ impl Locks for LocksService {
         let after = (!request.after.is_empty()).then_some(&request.after[..]);
         let listed = locks::list(&self.queues.node, &request.prefix, after, limit).await;
         let (states, next) = listed.map_err(status::of_own)?;
+        unchanged(&self.queues.node, &caller)?;
         let moment = self.moment();
         Ok(Response::new(pb::ListResponse {
             header: moment.header(),
@@ -247,8 +291,11 @@ impl Locks for LocksService {
         &self,
         request: Request<pb::GetRequest>,
     ) -> Result<Response<pb::GetResponse>, Status> {
-        let name = checked_name(request.into_inner().name)?;
+        let (metadata, _, request) = request.into_parts();
+        let name = checked_name(request.name)?;
+        let caller = reader(&self.queues.node, &metadata, &name).await?;
         let state = locks::get(&self.queues.node, &name).await.map_err(status::of_own)?;
+        unchanged(&self.queues.node, &caller)?;
         let moment = self.moment();
         let lock = Some(moment.lock(&state));
         Ok(Response::new(pb::GetResponse { header: moment.header(), lock }))
@@ -261,13 +308,15 @@ impl Locks for LocksService {
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let permit = self.stream()?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let scope = match request.prefix {
             true => Scope::Prefix(request.name),
             false => Scope::Name(checked_name(request.name)?),
         };
         let node = self.queues.node.clone();
+        let caller = reader_of(&node, &metadata, &scope.range()).await?;
         let watch = LockWatch::begin(&node, scope).await.map_err(status::of_lock_watch)?;
+        unchanged(&node, &caller)?;
         let watching = Watching { watch, said_synced: false, failed: false, _permit: permit };
         let answers = futures::stream::unfold(watching, move |mut watching| {
             let node = node.clone();
@@ -303,7 +352,7 @@ impl Locks for LocksService {
         &self,
         request: Request<pb::RequestReleaseRequest>,
     ) -> Result<Response<pb::RequestReleaseResponse>, Status> {
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let ask = AskRelease {
             name: checked_name(request.name)?,
             token: if request.token == 0 { 0 } else { checked_token(request.token)? },
@@ -311,7 +360,9 @@ impl Locks for LocksService {
             reason: checked_text("reason", request.reason)?,
         };
         let token = ask.token;
-        let asked = locks::ask_release(&self.queues.node, ask).await.map_err(status::of_own)?;
+        let caller = caller(&self.queues.node, &metadata).await?;
+        let asked = locks::ask_release(&self.queues.node, caller, ask).await;
+        let asked = asked.map_err(status::of_own)?;
         let Some(asked) = asked else {
             let refusal = if token == 0 { LockRefusal::NotHeld } else { LockRefusal::StaleToken };
             return Err(refusal.into());
@@ -331,7 +382,7 @@ impl Locks for LocksService {
         request: Request<pb::ForceReleaseRequest>,
     ) -> Result<Response<pb::ForceReleaseResponse>, Status> {
         let client = Connection::of(request.extensions()).peer_text();
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         let (name, token) = (checked_name(request.name)?, checked_token(request.token)?);
         if request.reason.is_empty() {
             return Err(LockRefusal::NoReason.into());
@@ -341,14 +392,16 @@ impl Locks for LocksService {
             reason: checked_text("reason", request.reason)?,
         };
         let node = &self.queues.node;
-        let released = locks::release(node, name.clone(), token, Some(force.clone())).await;
+        let caller = caller(node, &metadata).await?;
+        let user = caller.user().unwrap_or_default().to_owned();
+        let released = locks::release(node, caller, name.clone(), token, Some(force.clone())).await;
         if !released.map_err(status::of_own)? {
             return Err(LockRefusal::StaleToken.into());
         }
         // Named so because the log hides the values of fields that are called tokens.
         let fence = token;
         tracing::warn!(
-            lock = %name.escape_ascii(), fence, by = force.by, reason = force.reason, client,
+            lock = %name.escape_ascii(), fence, by = force.by, reason = force.reason, client, user,
             "a lock was released by force"
         );
         Ok(Response::new(pb::ForceReleaseResponse { header: self.moment().header() }))
@@ -365,6 +418,8 @@ struct Watching {
 
 /// The first message of a Hold stream.
 async fn opening(
+    node: &Node,
+    metadata: &MetadataMap,
     requests: &mut Streaming<pb::HoldRequest>,
     client: String,
 ) -> Result<hold::Open, Status> {
@@ -372,8 +427,10 @@ async fn opening(
     let Some(HoldAsk::Open(open)) = first.and_then(|first| first.request) else {
         return Err(LockRefusal::NotOpened.into());
     };
+    let name = checked_name(open.name)?;
     Ok(hold::Open {
-        name: checked_name(open.name)?,
+        caller: reader(node, metadata, &name).await?,
+        name,
         lease: LeaseId(open.lease),
         ttl_seconds: checked_ttl(open.ttl_seconds)?,
         owner: checked_text("owner", open.owner)?,

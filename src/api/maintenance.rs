@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::backup::save::Saves;
@@ -21,7 +22,7 @@ use crate::types::MemberId;
 
 use super::convert::{self, AlarmAsked};
 use super::status::{self, Refusal};
-use super::{ETCD_VERSION, header};
+use super::{ETCD_VERSION, callers, header};
 
 pub struct MaintenanceService {
     node: Arc<Node>,
@@ -32,6 +33,11 @@ impl MaintenanceService {
     pub fn new(node: Arc<Node>) -> MaintenanceService {
         MaintenanceService { node, saves: Saves::default() }
     }
+
+    /// Of the calls whose refusals etcd words otherwise.
+    async fn check_admin(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        callers::admin(&self.node, metadata).await.map_err(status::of_maintenance)
+    }
 }
 
 #[tonic::async_trait]
@@ -40,8 +46,10 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
+        let caller = callers::caller(&self.node, request.metadata()).await?;
         match convert::alarm(request.get_ref())? {
             AlarmAsked::List(kind) => {
+                caller.check_user()?;
                 self.node.read_barrier().await?;
                 let header = header::current(&self.node);
                 let machine = self.node.machine();
@@ -49,13 +57,14 @@ impl Maintenance for MaintenanceService {
                 Ok(Response::new(convert::alarm_response(alarms, header)))
             }
             AlarmAsked::Nothing => {
+                caller.check_admin()?;
                 self.node.read_barrier().await?;
                 let header = header::current(&self.node);
                 Ok(Response::new(convert::alarm_response([], header)))
             }
             AlarmAsked::Change(action) => {
                 let Applied { revision, reply: Reply::Alarm(alarm) } =
-                    self.node.propose(Command::Alarm(action)).await?
+                    self.node.propose_for(caller, Command::Alarm(action)).await?
                 else {
                     return Err(status::misplaced_reply());
                 };
@@ -67,8 +76,9 @@ impl Maintenance for MaintenanceService {
 
     async fn status(
         &self,
-        _request: Request<StatusRequest>,
+        request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         let member = self.node.status();
         let leaderless = member.leader.is_none();
         let no_leader = || Status::from(Refusal::NoLeader).message().to_owned();
@@ -98,15 +108,17 @@ impl Maintenance for MaintenanceService {
     /// sizes; nobody waits for it.
     async fn defragment(
         &self,
-        _request: Request<DefragmentRequest>,
+        request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
+        self.check_admin(request.metadata()).await?;
         self.node.flush_state().await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     /// etcd hashes its file, which differs from member to member. We hash the history that can be
     /// read now, which does not.
-    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.check_admin(request.metadata()).await?;
         let hashed = self.node.hash_kv(0).await?;
         Ok(Response::new(HashResponse {
             header: Some(header::current(&self.node)),
@@ -118,6 +130,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        self.check_admin(request.metadata()).await?;
         let revision = request.into_inner().revision;
         let hashed = self.node.hash_kv(revision).await?;
         Ok(Response::new(HashKvResponse {
@@ -133,8 +146,9 @@ impl Maintenance for MaintenanceService {
     /// The state applied on this member, as a file of our own. As in etcd nobody else is asked.
     async fn snapshot(
         &self,
-        _request: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.check_admin(request.metadata()).await?;
         let pieces = self.saves.begin(&self.node)?;
         let answers = pieces.map(|piece| {
             let piece = piece?;
@@ -152,6 +166,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         self.node.move_leader(MemberId(request.into_inner().target_id)).await?;
         // As in etcd: without a header.
         Ok(Response::new(MoveLeaderResponse::default()))
@@ -161,6 +176,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        callers::admin(&self.node, request.metadata()).await?;
         let request = request.into_inner();
         match DowngradeAction::try_from(request.action) {
             Ok(DowngradeAction::Validate) => {

@@ -5,6 +5,7 @@
 //! ([`status`]).
 
 pub mod auth;
+mod callers;
 pub mod calls;
 pub mod cluster;
 pub mod connection;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use ::http::Request;
 use axum::Router;
 use tonic::body::Body;
+use futures::FutureExt;
 use tonic::codec::CompressionEncoding;
 use tonic::server::NamedService;
 use tonic_health::pb::health_server::HealthServer;
@@ -41,6 +43,7 @@ use tower::Service;
 
 use crate::concurrency::Queues;
 use crate::concurrency::rules::Rules;
+use crate::machine::Right;
 use crate::node::Node;
 use crate::pb::etcdserverpb::auth_server::AuthServer;
 use crate::pb::etcdserverpb::cluster_server::ClusterServer;
@@ -171,12 +174,19 @@ client_services! {
 
 fn watch_service(api: &Api) -> watch::WatchService {
     let node = &api.node;
-    let headers = node.clone();
+    let (headers, authorizing, arriving) = (node.clone(), node.clone(), node.clone());
     watch::WatchService {
         hub: node.hub().clone(),
         store: node.store(),
         header: Arc::new(move |revision| header::at(&headers, revision)),
-        authorize: Arc::new(|_, _| Ok(())),
+        authorize: Arc::new(move |metadata, range| {
+            let caller = callers::caller_now(&authorizing, metadata)?;
+            Ok(caller.access()?.range(Right::Read, range)?)
+        }),
+        arrive: Arc::new(move |metadata| {
+            let (node, metadata) = (arriving.clone(), metadata.clone());
+            async move { callers::arrive(&node, &metadata).await }.boxed()
+        }),
         has_leader: node.has_leader(),
         max_request_bytes: node.limits().max_request_bytes,
         packed_events: Arc::default(),

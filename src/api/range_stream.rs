@@ -97,7 +97,8 @@ mod tests {
             let mut machine = self.machine.lock().unwrap();
             let (machine, index) = &mut *machine;
             *index += 1;
-            let entry = Entry { at: Timestamp(0), origin: Origin::default(), command };
+            let entry =
+                Entry { at: Timestamp(0), origin: Origin::default(), command, principal: None };
             let position = Position { term: 1, index: *index };
             let outcome = machine.apply(position, &entry, &mut Batch::default()).unwrap();
             outcome.reply.unwrap();

@@ -8,8 +8,11 @@ use tonic::{Code, Status};
 
 use crate::concurrency::client::EnterFailure;
 use crate::concurrency::locks::WatchFailure;
-use crate::machine::{Alarm, Rejection};
-use crate::node::{ChangeFailure, ChangeRefusal, DiskState, Failure, MoveFailure, Room};
+use crate::machine::{Alarm, AuthRefusal, Rejection};
+use crate::node::{
+    ChangeFailure, ChangeRefusal, DiskState, Failure, LoginFailure, MoveFailure, PasswordFailure,
+    Room,
+};
 use crate::types::LeaseId;
 
 use super::convert;
@@ -37,15 +40,8 @@ pub enum Refusal {
     NoLeader,
     /// A learner answers little.
     Learner,
-    AuthDisabled,
-    RootUserNotFound,
-    UserEmpty,
-    UserNotFound,
-    RoleEmpty,
-    RoleNotFound,
+    /// A permission to be granted that is not there.
     PermissionNotGiven,
-    /// A permission for no key.
-    InvalidAuthManagement,
     /// A waiter's turn came, but its own key or lease is gone.
     SessionExpired,
     /// An election in which nobody is elected.
@@ -80,21 +76,8 @@ impl From<Refusal> for Status {
             Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Refusal::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
             Refusal::Learner => (Code::Unavailable, "etcdserver: rpc not supported for learner"),
-            Refusal::AuthDisabled => {
-                (Code::FailedPrecondition, "etcdserver: authentication is not enabled")
-            }
-            Refusal::RootUserNotFound => {
-                (Code::FailedPrecondition, "etcdserver: root user does not exist")
-            }
-            Refusal::UserEmpty => (Code::InvalidArgument, "etcdserver: user name is empty"),
-            Refusal::UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),
-            Refusal::RoleEmpty => (Code::InvalidArgument, "etcdserver: role name is empty"),
-            Refusal::RoleNotFound => (Code::FailedPrecondition, "etcdserver: role name not found"),
             Refusal::PermissionNotGiven => {
                 (Code::InvalidArgument, "etcdserver: permission not given")
-            }
-            Refusal::InvalidAuthManagement => {
-                (Code::InvalidArgument, "etcdserver: invalid auth management")
             }
             Refusal::SessionExpired => (Code::Unknown, "mutex: session is expired"),
             Refusal::NobodyElected => (Code::Unknown, "election: no leader"),
@@ -102,6 +85,87 @@ impl From<Refusal> for Status {
             Refusal::LeaderMissing => (Code::Unknown, "\"leader\" field must be provided"),
         };
         Status::new(code, text)
+    }
+}
+
+impl From<AuthRefusal> for Status {
+    fn from(refusal: AuthRefusal) -> Status {
+        let (code, text) = match refusal {
+            AuthRefusal::RootUserNotFound => {
+                (Code::FailedPrecondition, "etcdserver: root user does not exist")
+            }
+            AuthRefusal::RootRoleNotGranted => {
+                (Code::FailedPrecondition, "etcdserver: root user does not have root role")
+            }
+            AuthRefusal::UserExists => {
+                (Code::FailedPrecondition, "etcdserver: user name already exists")
+            }
+            AuthRefusal::UserEmpty => (Code::InvalidArgument, "etcdserver: user name is empty"),
+            AuthRefusal::UserNotFound => {
+                (Code::FailedPrecondition, "etcdserver: user name not found")
+            }
+            AuthRefusal::RoleExists => {
+                (Code::FailedPrecondition, "etcdserver: role name already exists")
+            }
+            AuthRefusal::RoleEmpty => (Code::InvalidArgument, "etcdserver: role name is empty"),
+            AuthRefusal::RoleNotFound => {
+                (Code::FailedPrecondition, "etcdserver: role name not found")
+            }
+            AuthRefusal::RoleNotGranted => {
+                (Code::FailedPrecondition, "etcdserver: role is not granted to the user")
+            }
+            AuthRefusal::PermissionNotGranted => {
+                (Code::FailedPrecondition, "etcdserver: permission is not granted to the role")
+            }
+            AuthRefusal::InvalidManagement => {
+                (Code::InvalidArgument, "etcdserver: invalid auth management")
+            }
+            AuthRefusal::PermissionDenied => {
+                (Code::PermissionDenied, "etcdserver: permission denied")
+            }
+            AuthRefusal::OldRevision => {
+                (Code::InvalidArgument, "etcdserver: revision of auth store is old")
+            }
+            AuthRefusal::Disabled => {
+                (Code::FailedPrecondition, "etcdserver: authentication is not enabled")
+            }
+            AuthRefusal::TooManyUsers
+            | AuthRefusal::TooManyRoles
+            | AuthRefusal::TooManyRolesOfUser
+            | AuthRefusal::RoleTooLarge => {
+                return Status::resource_exhausted(format!("holdfast: {refusal}"));
+            }
+            AuthRefusal::NameTooLong => {
+                return Status::invalid_argument(format!("holdfast: {refusal}"));
+            }
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<LoginFailure> for Status {
+    fn from(failure: LoginFailure) -> Status {
+        match failure {
+            LoginFailure::Wrong => Status::invalid_argument(
+                "etcdserver: authentication failed, invalid user ID or password",
+            ),
+            // As in etcd: the code is lost.
+            LoginFailure::Passwordless => Status::unknown(
+                "auth: authentication failed, password was given for no password user",
+            ),
+            LoginFailure::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<PasswordFailure> for Status {
+    fn from(failure: PasswordFailure) -> Status {
+        match failure {
+            PasswordFailure::TooLong { most_bytes } => {
+                Status::unknown(format!("bcrypt: password length exceeds {most_bytes} bytes"))
+            }
+            PasswordFailure::Failed(failure) => failure.into(),
+        }
     }
 }
 
@@ -134,6 +198,7 @@ impl From<Rejection> for Status {
             Rejection::TooManyAlarms(_) => {
                 (Code::ResourceExhausted, "holdfast: too many alarms are raised")
             }
+            Rejection::Auth(refusal) => return refusal.into(),
         };
         Status::new(code, text)
     }
@@ -165,6 +230,7 @@ impl From<Failure> for Status {
             ),
             Failure::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
             Failure::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+            Failure::InvalidToken => (Code::Unauthenticated, "etcdserver: invalid auth token"),
             Failure::DiskFull => (Code::ResourceExhausted, NO_SPACE),
         };
         Status::new(code, text)
@@ -314,6 +380,7 @@ pub fn of_own(failure: Failure) -> Status {
         Failure::Rejected(Rejection::Detached(_)) => LockRefusal::SessionEnded,
         Failure::Rejected(Rejection::NoSpace) => LockRefusal::NoSpace,
         Failure::Rejected(Rejection::Corrupt) => LockRefusal::Corrupt,
+        Failure::InvalidToken | Failure::Rejected(Rejection::Auth(_)) => return own_words(failure),
         Failure::Rejected(_) => LockRefusal::Internal,
         Failure::NoLeader => LockRefusal::NoLeader,
         Failure::TimedOut | Failure::ReadTimedOut => LockRefusal::TimedOut,
@@ -322,6 +389,24 @@ pub fn of_own(failure: Failure) -> Status {
         Failure::TooManyRequests => LockRefusal::TooManyRequests,
         Failure::DiskFull => LockRefusal::DiskFull,
     })
+}
+
+/// A refusal in etcd's words, as our own services say it.
+fn own_words(failure: Failure) -> Status {
+    let status = Status::from(failure);
+    let text = status.message();
+    Status::new(status.code(), format!("holdfast: {}", text.trim_start_matches("etcdserver: ")))
+}
+
+/// What Defragment, Hash, HashKV and Snapshot say to who may not call them. As in etcd, the code is
+/// lost.
+pub fn of_maintenance(failure: Failure) -> Status {
+    let refused = matches!(failure, Failure::InvalidToken | Failure::Rejected(Rejection::Auth(_)));
+    let status = Status::from(failure);
+    if !refused {
+        return status;
+    }
+    Status::unknown(format!("auth: {}", status.message().trim_start_matches("etcdserver: ")))
 }
 
 /// How taking a lock failed.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream as Changes;
@@ -40,6 +41,9 @@ const NO_WATCH: i64 = -1;
 /// Whether the caller that sent this metadata may watch this range; the error tells why not.
 pub type Authorize = dyn Fn(&MetadataMap, &KeyRange) -> Result<(), Status> + Send + Sync;
 
+/// Returns when the member knows the caller that sent this metadata, or has waited long enough.
+pub type Arrive = dyn Fn(&MetadataMap) -> BoxFuture<'static, ()> + Send + Sync;
+
 /// The gRPC service. Clones share everything.
 #[derive(Clone)]
 pub struct WatchService {
@@ -49,6 +53,8 @@ pub struct WatchService {
     pub header: Arc<dyn Fn(i64) -> ResponseHeader + Send + Sync>,
     /// Asked for each watch at its creation, never again.
     pub authorize: Arc<Authorize>,
+    /// Waited for once, when a stream begins.
+    pub arrive: Arc<Arrive>,
     /// Whether the member knows a leader. When the sender is dropped, the member has stopped, and
     /// streams end.
     pub has_leader: watch::Receiver<bool>,
@@ -70,6 +76,7 @@ impl Watch for WatchService {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Responses>, Status> {
         let (metadata, _, requests) = request.into_parts();
+        (self.arrive)(&metadata).await;
         Ok(Response::new(self.answer(metadata, requests)))
     }
 }

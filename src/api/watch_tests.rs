@@ -41,6 +41,7 @@ impl Server {
                 }
                 Ok(())
             }),
+            arrive: Arc::new(|_| Box::pin(async {})),
             has_leader: leader.subscribe(),
             max_request_bytes: MAX_REQUEST_BYTES,
             packed_events: Arc::default(),

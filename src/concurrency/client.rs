@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use super::Queues;
 use super::rules::{ServerLeases, UnlockRule};
 use super::server::{self, Place, Turn};
-use crate::machine::{Command, DeleteRange, Enqueue, Join, Proclaim, Rejection, Reply};
-use crate::node::{Failure, Node, told};
+use crate::machine::{Command, DeleteRange, Enqueue, Join, Principal, Proclaim, Rejection, Reply};
+use crate::node::{Caller, Failure, Node, told};
 use crate::raft::frame;
 use crate::types::{KeyRange, LeaseId};
 
@@ -40,6 +40,8 @@ pub type ConnectionLife = tokio::sync::watch::Receiver<()>;
 /// What a client asks for.
 #[derive(Debug)]
 pub struct Request {
+    /// In whose name the call is made. What it has made is undone in the cluster's own.
+    pub caller: Caller,
     pub name: Bytes,
     /// [`LeaseId::NONE`] lets the server make one.
     pub lease: LeaseId,
@@ -156,10 +158,10 @@ impl Task {
         request: Request,
         answer: &mut AnswerSender,
     ) -> Option<Result<Granted, EnterFailure>> {
-        let Request { name, lease, value, rewrite, own, .. } = request;
+        let Request { caller, name, lease, value, rewrite, own, .. } = request;
         let counts = own.is_none();
         let ttl_seconds = own.as_ref().map_or(SESSION_TTL_SECONDS, |own| own.ttl_seconds);
-        let lease = match self.lease(lease, ttl_seconds, counts).await {
+        let lease = match self.lease(&caller, lease, ttl_seconds, counts).await {
             Ok(lease) => lease,
             Err(failure) => return Some(Err(EnterFailure::Failed(failure))),
         };
@@ -174,7 +176,7 @@ impl Task {
                 only_if_free: own.only_if_free,
             }),
         };
-        let (place, lease_ttl_seconds, at_once) = match self.enqueue(command).await {
+        let (place, lease_ttl_seconds, at_once) = match self.enqueue(&caller, command).await {
             Ok(queued) => queued,
             Err(failure) => return Some(Err(failure)),
         };
@@ -221,6 +223,7 @@ impl Task {
     /// The client's lease, or a new one.
     async fn lease(
         &mut self,
+        caller: &Caller,
         given: LeaseId,
         ttl_seconds: i64,
         counts: bool,
@@ -232,7 +235,7 @@ impl Task {
             let id = self.node.new_lease_id();
             let ttl_seconds = ttl_seconds.max(self.node.limits().min_lease_ttl_seconds);
             let grant = Command::LeaseGrant { id, ttl_seconds };
-            match self.node.propose(grant).await {
+            match self.node.propose_for(caller.clone(), grant).await {
                 Ok(_) => {
                     self.session = Some(id);
                     if counts {
@@ -252,10 +255,11 @@ impl Task {
     /// Waits however long it takes, client or no client: only then is it known what was made.
     async fn enqueue(
         &mut self,
+        caller: &Caller,
         command: Command,
     ) -> Result<(Place, i64, Option<i64>), EnterFailure> {
         loop {
-            let applied = match self.node.propose_patiently(command.clone()).await {
+            let applied = match self.node.propose_patiently_for(caller, command.clone()).await {
                 Ok(applied) => applied,
                 Err(Failure::Rejected(Rejection::LeaseNotFound(_))) => {
                     return Err(EnterFailure::LeaseNotFound);
@@ -360,7 +364,8 @@ impl Task {
         };
         let attempts = async {
             loop {
-                match self.node.propose_patiently(command.clone()).await {
+                let by = Some(Principal::Server);
+                match self.node.propose_patiently(by, command.clone()).await {
                     Ok(_) | Err(Failure::Rejected(_) | Failure::Stopping) => return,
                     Err(failure) => tracing::debug!(%failure, "queue key not yet removed"),
                 }
@@ -411,14 +416,14 @@ async fn keep_held(node: &Node, lease: LeaseId, held: &Granted, mut life: Connec
 ///
 /// Returns whether a key was deleted. Strictly, only one of the form `NAME/HEX` that is attached to
 /// the lease HEX is.
-pub async fn unlock(queues: &Queues, key: Bytes) -> Result<bool, Failure> {
+pub async fn unlock(queues: &Queues, caller: Caller, key: Bytes) -> Result<bool, Failure> {
     let command = match queues.rules.unlock {
         UnlockRule::Strict => Command::Unlock { key },
         UnlockRule::Etcd => {
             Command::DeleteRange(DeleteRange { range: KeyRange::One(key), prev_kv: false })
         }
     };
-    match queues.node.propose(command).await?.reply {
+    match queues.node.propose_for(caller, command).await?.reply {
         Reply::Left(left) => Ok(left),
         Reply::DeleteRange(reply) => Ok(reply.deleted > 0),
         other => unreachable!("an unlock was answered with {other:?}"),
@@ -426,8 +431,12 @@ pub async fn unlock(queues: &Queues, key: Bytes) -> Result<bool, Failure> {
 }
 
 /// Gives a leader's key another value. Returns whether it leads, and the revision.
-pub async fn proclaim(node: &Node, proclaim: Proclaim) -> Result<(bool, i64), Failure> {
-    let applied = node.propose(Command::Proclaim(proclaim)).await?;
+pub async fn proclaim(
+    node: &Node,
+    caller: Caller,
+    proclaim: Proclaim,
+) -> Result<(bool, i64), Failure> {
+    let applied = node.propose_for(caller, Command::Proclaim(proclaim)).await?;
     match applied.reply {
         Reply::Proclaimed(leads) => Ok((leads, applied.revision)),
         other => unreachable!("a proclamation was answered with {other:?}"),

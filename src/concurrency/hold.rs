@@ -21,8 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::Queues;
 use super::client::{self, EnterFailure, Granted, Joined, Own, Request};
 use super::locks::{self, NotGranted, Wait};
-use crate::machine::{Asked, Command, Release, Reply};
-use crate::node::{Failure, Node, told};
+use crate::machine::{Asked, Command, Principal, Release, Reply};
+use crate::node::{Caller, Failure, Node, told};
 use crate::types::LeaseId;
 
 /// Messages that wait for a client which does not read. With all of them waiting nothing more is
@@ -36,6 +36,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub struct Open {
+    pub caller: Caller,
     pub name: Bytes,
     /// [`LeaseId::NONE`] lets the server make one.
     pub lease: LeaseId,
@@ -134,6 +135,7 @@ impl<A: Stream<Item = Ask> + Unpin + Send> Session<A> {
         let entering = client::enter(
             queues,
             Request {
+                caller: open.caller,
                 name: open.name,
                 lease: open.lease,
                 value: Bytes::new(),
@@ -340,8 +342,10 @@ impl<A: Stream<Item = Ask> + Unpin + Send> Session<A> {
 
     async fn release(&mut self, token: i64) -> Result<(), EnterFailure> {
         let release = Release { name: self.name.clone(), token, forced: None };
-        // However long it takes: the client counts on it, and may be gone without harm.
-        let released = match self.node.propose_patiently(Command::Release(release)).await {
+        let release = Command::Release(release);
+        // However long it takes: the client counts on it, and may be gone without harm. What this
+        // stream has taken it may give back, whatever has become of the user.
+        let released = match self.node.propose_patiently(Some(Principal::Server), release).await {
             Ok(applied) => applied.reply == Reply::Left(true),
             Err(failure) => return Err(EnterFailure::Failed(failure)),
         };
@@ -368,7 +372,8 @@ fn say_told(node: &Arc<Node>, granted: &Granted) {
     let Granted { key, create_revision, .. } = granted.clone();
     let saying = node.clone();
     node.background().spawn(async move {
-        if let Err(failure) = saying.propose(Command::Told { key, create_revision }).await {
+        let told = Command::Told { key, create_revision };
+        if let Err(failure) = saying.propose(None, told).await {
             tracing::debug!(%failure, "nobody learns that a holder was told");
         }
     });

@@ -10,7 +10,7 @@ use super::Queues;
 use super::client::{self, EnterFailure, Granted, Request};
 use super::election::{children, in_queue};
 use crate::machine::{AskRelease, Command, Force, ForcedRelease, QueueKey, Range, Release, Reply};
-use crate::node::{Failure, Node};
+use crate::node::{Caller, Failure, Node};
 use crate::types::{KeyRange, LeaseId, Timestamp};
 use crate::watch::{Delivery, WatchSpec, WatchStream};
 
@@ -201,11 +201,13 @@ pub async fn check(node: &Node, name: &Bytes, token: i64) -> Result<Standing, Fa
 /// Gives up the place with this token. Returns whether there was one.
 pub async fn release(
     node: &Node,
+    caller: Caller,
     name: Bytes,
     token: i64,
     forced: Option<Force>,
 ) -> Result<bool, Failure> {
-    match node.propose(Command::Release(Release { name, token, forced })).await?.reply {
+    let release = Command::Release(Release { name, token, forced });
+    match node.propose_for(caller, release).await?.reply {
         Reply::Left(left) => Ok(left),
         other => unreachable!("a release was answered with {other:?}"),
     }
@@ -222,9 +224,14 @@ pub struct AskedHolder {
 }
 
 /// Asks the holder to give the lock up; `None` when nobody holds it with this token.
-pub async fn ask_release(node: &Node, ask: AskRelease) -> Result<Option<AskedHolder>, Failure> {
+pub async fn ask_release(
+    node: &Node,
+    caller: Caller,
+    ask: AskRelease,
+) -> Result<Option<AskedHolder>, Failure> {
     let name = ask.name.clone();
-    let Reply::Asked(asked) = node.propose(Command::AskRelease(ask)).await?.reply else {
+    let asked = node.propose_for(caller, Command::AskRelease(ask)).await?.reply;
+    let Reply::Asked(asked) = asked else {
         unreachable!("a wish is answered with whom it reached")
     };
     let Some((key, token)) = asked else { return Ok(None) };
@@ -252,7 +259,8 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn range(&self) -> KeyRange {
+    /// The keys that it is about.
+    pub fn range(&self) -> KeyRange {
         match self {
             Scope::Name(name) => children(name),
             Scope::Prefix(prefix) => KeyRange::prefix(prefix),

@@ -41,6 +41,8 @@ pub(super) mod flag {
     pub const KEEPALIVE_TIMEOUT: &str = "grpc-keepalive-timeout";
     pub const METRICS: &str = "metrics";
     pub const WARNING_APPLY_DURATION: &str = "warning-apply-duration";
+    pub const AUTH_TOKEN_TTL: &str = "auth-token-ttl";
+    pub const BCRYPT_COST: &str = "bcrypt-cost";
     pub const WORKER_THREADS: &str = "holdfast-worker-threads";
     pub const LEASE0: &str = "holdfast-lease0";
     pub const UNLOCK: &str = "holdfast-unlock";
@@ -183,6 +185,14 @@ pub struct ServerArgs {
     #[arg(long, value_name = "DURATION", alias = OLD_NAMES[1].1)]
     pub(super) warning_apply_duration: Option<String>,
 
+    /// Seconds after which a login that was not used ends; 0 for the default [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) auth_token_ttl: Option<String>,
+
+    /// How costly it is to hash a password: one more doubles it [default: 10]
+    #[arg(long, value_name = "COST")]
+    pub(super) bcrypt_cost: Option<String>,
+
     /// Threads that serve requests [default: 1, or half the cores where there are more than 4]
     #[arg(long, value_name = "COUNT")]
     pub(super) holdfast_worker_threads: Option<String>,
@@ -273,7 +283,7 @@ impl ServerArgs {
         Ok(variables.into_keys().collect())
     }
 
-    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 31] {
+    pub(super) fn settings(&mut self) -> [(&'static str, &mut Option<String>); 33] {
         [
             (flag::NAME, &mut self.name),
             (flag::DATA_DIR, &mut self.data_dir),
@@ -303,6 +313,8 @@ impl ServerArgs {
             (flag::KEEPALIVE_TIMEOUT, &mut self.grpc_keepalive_timeout),
             (flag::METRICS, &mut self.metrics),
             (flag::WARNING_APPLY_DURATION, &mut self.warning_apply_duration),
+            (flag::AUTH_TOKEN_TTL, &mut self.auth_token_ttl),
+            (flag::BCRYPT_COST, &mut self.bcrypt_cost),
             (flag::WORKER_THREADS, &mut self.holdfast_worker_threads),
             (flag::LEASE0, &mut self.holdfast_lease0),
             (flag::UNLOCK, &mut self.holdfast_unlock),

@@ -91,7 +91,7 @@ const GROUPS: &[Group] = &[
     },
     Group {
         verdict: Verdict::Refuse,
-        reason: "tokens would not be signed as asked",
+        reason: "only simple tokens are given out",
         flags: &[value("auth-token").unless(&["", "simple"])],
     },
     Group {
@@ -188,8 +188,6 @@ const GROUPS: &[Group] = &[
             value("grpc-keepalive-min-time"),
             switch("socket-reuse-port"),
             switch("socket-reuse-address"),
-            value("auth-token-ttl").unless(&["", "300"]),
-            value("bcrypt-cost").unless(&["", "10"]),
             value("max-snapshots"),
             value("max-wals"),
             value("backend-bbolt-freelist-type"),

@@ -26,7 +26,7 @@ pub use error::ConfigError;
 pub use urls::{ListenUrl, UrlError};
 
 use crate::concurrency::rules::Rules;
-use crate::node::{AutoCompaction, ChangeRules};
+use crate::node::{AuthSettings, AutoCompaction, ChangeRules};
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::types::{ClusterId, MemberId};
 use args::flag;
@@ -41,6 +41,9 @@ const DEFAULT_MAX_CONCURRENT_STREAMS: u64 = 100_000;
 /// A record must fit well into one segment of the log.
 const LARGEST_MAX_REQUEST_BYTES: u64 = 32 << 20;
 const RECOMMENDED_MAX_REQUEST_BYTES: u64 = 10 << 20;
+
+/// A hundred years.
+const MOST_TOKEN_TTL_SECONDS: u64 = 100 * 366 * 86_400;
 
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
 const RECOMMENDED_QUOTA_BYTES: u64 = 8 << 30;
@@ -87,6 +90,7 @@ pub struct Config {
     /// An entry that takes this long to apply is worth a warning.
     pub slow_apply: Duration,
     pub lock_rules: Rules,
+    pub auth: AuthSettings,
     /// What the operator should know, to be logged once there is a log.
     pub warnings: Vec<String>,
 }
@@ -377,6 +381,7 @@ impl ServerArgs {
                 self.warning_apply_duration,
                 "100ms",
             )?,
+            auth: auth(self.auth_token_ttl, self.bcrypt_cost)?,
             lock_rules: Rules {
                 lease0: choice(flag::LEASE0, self.holdfast_lease0, "etcd, connection")?,
                 unlock: choice(flag::UNLOCK, self.holdfast_unlock, "strict, etcd")?,
@@ -501,6 +506,22 @@ fn number(
         return Err(ConfigError::OutOfRange { flag, value, least, most });
     }
     Ok(value)
+}
+
+/// As in etcd: a time of zero asks for the default.
+fn auth(token_ttl: Option<String>, cost: Option<String>) -> Result<AuthSettings, ConfigError> {
+    let AuthSettings { token_ttl: default, bcrypt_cost } = AuthSettings::default();
+    let default = default.as_secs();
+    let seconds =
+        match number(flag::AUTH_TOKEN_TTL, token_ttl, default, 0..=MOST_TOKEN_TTL_SECONDS)? {
+            0 => default,
+            seconds => seconds,
+        };
+    let cost = number(flag::BCRYPT_COST, cost, u64::from(bcrypt_cost), 4..=31)?;
+    Ok(AuthSettings {
+        token_ttl: Duration::from_secs(seconds),
+        bcrypt_cost: u32::try_from(cost).expect("the flag's range fits into 32 bits"),
+    })
 }
 
 /// As in etcd: zero asks for the default, a negative number for no quota.

@@ -80,6 +80,7 @@ fn without_flags_a_single_member_listens_on_this_machine() {
             metrics: MetricsKind::Basic,
             slow_apply: Duration::from_millis(100),
             lock_rules: Rules::default(),
+            auth: AuthSettings::default(),
             warnings: vec![],
         }
     );

@@ -125,7 +125,8 @@ impl Command {
             | Command::Release(_)
             | Command::AskRelease(_)
             | Command::Told { .. }
-            | Command::Alarm(_) => 0,
+            | Command::Alarm(_)
+            | Command::Auth(_) => 0,
         }
     }
 
@@ -137,7 +138,8 @@ impl Command {
             | Command::Tick
             | Command::PublishMember { .. }
             | Command::Told { .. }
-            | Command::Alarm(_) => false,
+            | Command::Alarm(_)
+            | Command::Auth(_) => false,
             Command::Put(_)
             | Command::DeleteRange(_)
             | Command::Txn(_)
@@ -229,7 +231,8 @@ impl Machine {
     /// The part of it that is no history.
     pub(super) fn rows_bytes(&self) -> u64 {
         let holds = self.holds.labels.len() + self.holds.forced.len();
-        (self.leases.len() + self.members.len() + holds) as u64 * ROW_BYTES
+        let rows = self.leases.len() + self.members.len() + holds + self.auth.rows();
+        rows as u64 * ROW_BYTES
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::alarm::Alarms;
+use super::auth::Auth;
 use super::holds::Holds;
 use super::lease::{self, Lease};
 use super::mvcc::Writer;
@@ -44,13 +45,16 @@ impl Machine {
             members: &mut self.members,
             retired: &self.retired,
             alarms: &mut self.alarms,
+            auth: &mut self.auth,
             now: self.now,
             index: position.index,
             effects: Vec::new(),
             left: Vec::new(),
             first_before: BTreeMap::new(),
         };
-        let reply = match (edit.alarms.refusal(&entry.command), &entry.command) {
+        let refusal = edit.alarms.refusal(&entry.command);
+        let refusal = refusal.or_else(|| edit.auth.refusal(entry, edit.leases));
+        let reply = match (refusal, &entry.command) {
             (Some(refusal), _) => Err(refusal),
             // It is about the history itself, which an edit only adds to.
             (None, Command::Compact { revision }) => {
@@ -82,6 +86,7 @@ pub(super) struct Edit<'m> {
     members: &'m mut BTreeMap<MemberId, PublishedMember>,
     retired: &'m BTreeSet<MemberId>,
     pub(super) alarms: &'m mut Alarms,
+    pub(super) auth: &'m mut Arc<Auth>,
     pub(super) now: Timestamp,
     index: u64,
     pub(super) effects: Vec<Effect>,
@@ -131,6 +136,7 @@ impl Edit<'_> {
             }
             Command::Tick => Ok(Reply::Done),
             Command::Alarm(action) => self.alarm(*action),
+            Command::Auth(change) => self.change_auth(change),
             Command::Compact { .. } => unreachable!("compaction is no edit"),
         }
     }

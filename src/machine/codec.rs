@@ -15,11 +15,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::holds::{ForcedRelease, Label};
 use super::lease::Lease;
 use super::state::{Meta, PublishedMember};
-use super::{DIGEST_VERSION, Digest, Entry, Fault, Parts, Record, Txn, schema};
+use super::{DIGEST_VERSION, Digest, Entry, Fault, Parts, Principal, Record, Txn, schema};
 use crate::types::{LeaseId, Revision, Timestamp};
 
-/// The format this code writes, and the only one so far but for the meta record.
+/// The format this code writes, and the only one so far but for those below.
 const FORMAT: u8 = 1;
+/// Of an entry in somebody's name, which stands behind the command.
+const FORMAT_WITH_PRINCIPAL: u8 = 2;
 /// Of the meta record, since it holds the digest.
 const FORMAT_WITH_DIGEST: u8 = 2;
 
@@ -40,10 +42,10 @@ fn config()
 impl Entry {
     /// The entry as it travels and as the log keeps it, in a buffer of exactly its size.
     pub fn encode(&self) -> Bytes {
-        let mut size = SizeWriter::default();
-        bincode::serde::encode_into_writer(self, &mut size, config())
-            .expect("counting never fails");
-        encode(self, size.bytes_written).into()
+        match &self.principal {
+            None => encode_exactly(FORMAT, self),
+            Some(principal) => encode_exactly(FORMAT_WITH_PRINCIPAL, &(self, principal)),
+        }
     }
 
     /// The inverse of [`Entry::encode`]. The result shares no memory with `bytes`. `index` is the
@@ -54,8 +56,21 @@ impl Entry {
     /// [`Fault::Undecodable`] for anything that `encode` does not produce, and for transactions
     /// nested deeper than [`DEEPEST_TXN`].
     pub fn decode(index: u64, bytes: &[u8]) -> Result<Entry, Fault> {
-        decode(bytes).map_err(|reason| Fault::Undecodable { index, reason })
+        let decoded = if bytes.first() == Some(&FORMAT_WITH_PRINCIPAL) {
+            let decoded = decode_as::<(Entry, Principal)>(FORMAT_WITH_PRINCIPAL, bytes);
+            decoded.map(|(entry, principal)| Entry { principal: Some(principal), ..entry })
+        } else {
+            decode(bytes)
+        };
+        decoded.map_err(|reason| Fault::Undecodable { index, reason })
     }
+}
+
+/// In a buffer of exactly its size.
+fn encode_exactly(format: u8, value: &impl Serialize) -> Bytes {
+    let mut size = SizeWriter::default();
+    bincode::serde::encode_into_writer(value, &mut size, config()).expect("counting never fails");
+    encode_as(format, value, size.bytes_written).into()
 }
 
 thread_local! {
@@ -205,7 +220,7 @@ pub(super) fn bad_key(kind: &str, key: &[u8]) -> Fault {
     corrupt(format!("{kind} at {}", key.escape_ascii()), "the key has the wrong length")
 }
 
-fn encode(value: &impl Serialize, expected_bytes: usize) -> Vec<u8> {
+pub(super) fn encode(value: &impl Serialize, expected_bytes: usize) -> Vec<u8> {
     encode_as(FORMAT, value, expected_bytes)
 }
 
@@ -217,7 +232,7 @@ fn encode_as(format: u8, value: &impl Serialize, expected_bytes: usize) -> Vec<u
     bytes
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     decode_borrowed(bytes)
 }
 
@@ -245,6 +260,10 @@ mod tests {
     use super::*;
     use crate::machine::tests::{Random, random_entry};
     use crate::machine::{Command, Origin, TxnOp};
+
+    fn entry(command: Command) -> Entry {
+        Entry { at: Timestamp(5), origin: Origin::default(), command, principal: None }
+    }
 
     #[test]
     fn an_entry_survives_its_bytes() {
@@ -303,7 +322,7 @@ mod tests {
 
     #[test]
     fn bytes_that_are_left_over_are_refused() {
-        let entry = Entry { at: Timestamp(5), origin: Origin::default(), command: Command::Tick };
+        let entry = entry(Command::Tick);
         let mut bytes = entry.encode().to_vec();
         bytes.push(0);
         assert!(matches!(Entry::decode(9, &bytes), Err(Fault::Undecodable { index: 9, .. })));
@@ -318,9 +337,7 @@ mod tests {
             for _ in 1..depth {
                 txn = Txn { success: vec![TxnOp::Txn(txn)], ..empty() };
             }
-            let entry =
-                Entry { at: Timestamp(0), origin: Origin::default(), command: Command::Txn(txn) };
-            entry.encode()
+            entry(Command::Txn(txn)).encode()
         };
         Entry::decode(1, &nested(DEEPEST_TXN)).unwrap();
         Entry::decode(1, &nested(DEEPEST_TXN + 1)).unwrap_err();
@@ -341,11 +358,8 @@ mod tests {
     fn the_buffer_of_an_entry_has_its_size() {
         let mut random = Random::new(3);
         for _ in 0..100 {
-            let entry = random_entry(&mut random);
-            let mut size = SizeWriter::default();
-            bincode::serde::encode_into_writer(&entry, &mut size, config()).unwrap();
-            let vec = encode(&entry, size.bytes_written);
-            assert_eq!(vec.len(), vec.capacity());
+            let bytes = random_entry(&mut random).encode().try_into_mut().expect("the only one");
+            assert_eq!(bytes.len(), bytes.capacity());
         }
     }
 }

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::AlarmAction;
+use super::{AlarmAction, AuthChange, Principal};
 use crate::types::{KeyRange, LeaseId, MemberId, Timestamp};
 
 /// One place in the log, as the machine sees it. Its index and term travel beside it.
@@ -23,6 +23,10 @@ pub struct Entry {
     /// Who waits for the outcome.
     pub origin: Origin,
     pub command: Command,
+    /// In whose name; `None` for a client that has not said who it is, as none has to while
+    /// authentication is off. Encoded behind everything else, and only if it is there.
+    #[serde(skip)]
+    pub principal: Option<Principal>,
 }
 
 impl Entry {
@@ -117,6 +121,8 @@ pub enum Command {
         create_revision: i64,
     },
     Alarm(AlarmAction),
+    /// Changes users and roles.
+    Auth(AuthChange),
 }
 
 /// A lease the leader found out of time.
@@ -342,7 +348,7 @@ mod tests {
     fn a_stamp_changes_the_time_of_an_encoded_entry_and_nothing_else() {
         let origin = Origin { member: MemberId(7), call: u64::MAX };
         let command = Command::Compact { revision: 300 };
-        let entry = Entry { at: Timestamp(0), origin, command };
+        let entry = Entry { at: Timestamp(0), origin, command, principal: None };
         for at in [0, 1, 251, 70_000, u64::MAX].map(Timestamp) {
             let stamped = Entry::stamp(&entry.encode(), at).expect("long enough");
             let decoded = Entry::decode(1, &stamped).expect("still an entry");

@@ -159,6 +159,10 @@ fn add_reply(hasher: &mut Hasher, reply: &Reply) {
             }
         }
         Reply::Done => hasher.number(17),
+        Reply::AuthChanged { auth_revision } => {
+            hasher.number(18);
+            hasher.number(*auth_revision);
+        }
     }
 }
 
@@ -199,6 +203,7 @@ fn add_rejection(hasher: &mut Hasher, rejection: &Rejection) {
         Rejection::NoSpace => (8, 0),
         Rejection::Corrupt => (9, 0),
         Rejection::TooManyAlarms(most) => (10, *most as i64),
+        Rejection::Auth(refusal) => (11, refusal.number()),
     };
     hasher.number(1_000 + kind);
     hasher.number(number as u64);

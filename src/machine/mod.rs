@@ -17,6 +17,7 @@ mod record;
 
 mod alarm;
 mod apply;
+mod auth;
 mod codec;
 mod digest;
 mod holds;
@@ -33,6 +34,10 @@ mod txn;
 pub(crate) mod tests;
 
 pub use alarm::{Alarm, AlarmAction, AlarmKind, AlarmKinds};
+pub use auth::{
+    Access, Auth, AuthChange, AuthRefusal, PasswordHash, Permission, PermissionKind, Principal,
+    ROOT, Right,
+};
 pub use codec::{DEEPEST_TXN, LARGEST_VALUE_BYTES};
 pub use command::*;
 pub use digest::{DIGEST_VERSION, Digest};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Alarm, Record};
+use super::{Alarm, AuthRefusal, Record};
 use crate::types::{LeaseId, Timestamp};
 
 /// One change that watchers see. The kind is the record's: a put or a tombstone.
@@ -52,6 +52,10 @@ pub enum Reply {
     Asked(Option<(Bytes, i64)>),
     /// The alarm that is raised now, or that was cleared; `None` when there was none to clear.
     Alarm(Option<Alarm>),
+    /// The revision of users and roles after the entry.
+    AuthChanged {
+        auth_revision: u64,
+    },
     /// For commands that have nothing to say.
     Done,
 }
@@ -168,6 +172,8 @@ pub enum Rejection {
     /// The alarm of that name is raised.
     #[error("the members' states differ")]
     Corrupt,
+    #[error(transparent)]
+    Auth(#[from] AuthRefusal),
 }
 
 /// Why this member cannot go on: its state is not what the log says it must be.

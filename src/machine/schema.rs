@@ -4,11 +4,14 @@
 //! 'a' ...               the raft layer's: applied log id and membership. The machine never touches it
 //! 'c' member (8) kind  an alarm
 //! 'f' number (8)        a lock that was released by force
+//! 'g'                   whether authentication is on, and its revision
 //! 'h' key               what is known of a queue key beside the key itself
 //! 'l' lease id (8)      a lease, without its keys: those follow from the records
 //! 'm'                   revision, compacted revision, cluster time
+//! 'o' name              a role
 //! 'p' member id (8)     how clients reach a member
 //! 'r' revision (12)     one record of the key history
+//! 'u' name              a user
 //! 'x' member id (8)     a member that was removed: the id never comes back
 //! ```
 //!
@@ -22,12 +25,15 @@ use crate::types::{LeaseId, MemberId, Revision};
 pub const RAFT_PREFIX: u8 = b'a';
 pub const ALARM_PREFIX: u8 = b'c';
 pub const FORCED_PREFIX: u8 = b'f';
+pub const AUTH_KEY: [u8; 1] = *b"g";
 pub const LABEL_PREFIX: u8 = b'h';
 pub const LEASE_PREFIX: u8 = b'l';
 pub const META_KEY: [u8; 1] = *b"m";
+pub const ROLE_PREFIX: u8 = b'o';
 pub const MEMBER_PREFIX: u8 = b'p';
 /// The engine packs what lies here into blocks, as it only ever grows at its end.
 pub const RECORD_PREFIX: u8 = crate::storage::RECORD_PREFIX;
+pub const USER_PREFIX: u8 = b'u';
 pub const RETIRED_PREFIX: u8 = b'x';
 
 pub fn record_key(revision: Revision) -> [u8; 13] {
@@ -83,6 +89,20 @@ pub fn forced_number(key: &[u8]) -> Option<u64> {
 
 pub fn label_key(queue_key: &[u8]) -> Vec<u8> {
     [&[LABEL_PREFIX], queue_key].concat()
+}
+
+pub fn user_key(name: &str) -> Vec<u8> {
+    [&[USER_PREFIX], name.as_bytes()].concat()
+}
+
+pub fn role_key(name: &str) -> Vec<u8> {
+    [&[ROLE_PREFIX], name.as_bytes()].concat()
+}
+
+/// The inverse of [`user_key`] and [`role_key`].
+pub fn name(key: &[u8]) -> Option<String> {
+    let (_prefix, name) = key.split_first()?;
+    String::from_utf8(name.to_vec()).ok().filter(|name| !name.is_empty())
 }
 
 pub fn member_key(id: MemberId) -> [u8; 9] {

@@ -113,6 +113,7 @@ impl Afresh {
     /// numbers.
     pub fn carry(&self, (key, value): Pair) -> Result<Option<Pair>, Fault> {
         match key.first() {
+            _ if key == schema::AUTH_KEY => Ok(Some((key, value))),
             _ if key == schema::META_KEY => {
                 let meta = self.renew(codec::decode_meta(&value)?)?;
                 Ok(Some((key, codec::encode_meta(&meta))))
@@ -122,7 +123,9 @@ impl Afresh {
                 &schema::FORCED_PREFIX
                 | &schema::LABEL_PREFIX
                 | &schema::LEASE_PREFIX
-                | &schema::RECORD_PREFIX,
+                | &schema::RECORD_PREFIX
+                | &schema::ROLE_PREFIX
+                | &schema::USER_PREFIX,
             ) => Ok(Some((key, value))),
             _ => {
                 let what = format!("pair at {}", key.escape_ascii());

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::alarm::Alarms;
+use super::auth;
 use super::holds::Holds;
 use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber, Space};
 use super::queue::Queues;
-use super::{Digest, Fault, Image, LeaseTable, Record, Store, codec, schema};
+use super::{Auth, Digest, Fault, Image, LeaseTable, Record, Store, codec, schema};
 use crate::storage::{Batch, Engine};
 #[cfg(test)]
 use crate::types::Revision;
@@ -36,6 +37,7 @@ pub struct Machine {
     /// The members that were removed.
     pub(super) retired: BTreeSet<MemberId>,
     pub(super) alarms: Alarms,
+    pub(super) auth: Arc<Auth>,
     pub(super) space: Space,
     /// Of the newest entry.
     pub(super) now: Timestamp,
@@ -112,6 +114,13 @@ impl Machine {
             machine.alarms.raised.insert(alarm);
             Ok(())
         })?;
+        let mut tables = auth::Loading::default();
+        if let Some(numbers) = engine.get(&schema::AUTH_KEY)? {
+            tables.numbers(&numbers)?;
+        }
+        scan(engine, schema::USER_PREFIX, |key, value| tables.user(key, value))?;
+        scan(engine, schema::ROLE_PREFIX, |key, value| tables.role(key, value))?;
+        machine.auth = Arc::new(tables.finish());
         let mut loading = machine.history.loading(&mut machine.space);
         scan(engine, schema::RECORD_PREFIX, |key, value| {
             let revision =
@@ -132,11 +141,14 @@ impl Machine {
     fn load_fresh(engine: &dyn Engine) -> Result<Machine, Fault> {
         for prefix in [
             schema::ALARM_PREFIX,
+            schema::AUTH_KEY[0],
             schema::LABEL_PREFIX,
             schema::LEASE_PREFIX,
             schema::MEMBER_PREFIX,
             schema::RECORD_PREFIX,
             schema::RETIRED_PREFIX,
+            schema::ROLE_PREFIX,
+            schema::USER_PREFIX,
         ] {
             scan(engine, prefix, |key, _| {
                 let what = format!("pair at {}", key.escape_ascii());
@@ -158,6 +170,7 @@ impl Machine {
             members: BTreeMap::new(),
             retired: BTreeSet::new(),
             alarms: Alarms::default(),
+            auth: Arc::default(),
             space: Space::default(),
             now: meta.now,
             digest: meta.digest,
@@ -224,6 +237,11 @@ impl Machine {
     pub fn queue_head(&self, name: &[u8]) -> Option<Record> {
         let (_, key) = self.queues.first(name)?;
         self.live.get(key)
+    }
+
+    /// Users and roles, as the newest entry has left them.
+    pub fn auth(&self) -> &Arc<Auth> {
+        &self.auth
     }
 
     pub fn published_members(&self) -> &BTreeMap<MemberId, PublishedMember> {
@@ -298,6 +316,10 @@ impl Machine {
         for alarm in &self.alarms.raised {
             hasher.bytes(&schema::alarm_key(*alarm));
         }
+        for (key, value) in self.auth.pairs() {
+            hasher.bytes(&key);
+            hasher.bytes(&value);
+        }
         hasher.history(&self.history, meta.revision, meta.compacted);
         hasher.finish()
     }
@@ -359,7 +381,7 @@ impl Machine {
         let alarms = self.alarms.raised.iter();
         let alarms = alarms.map(|alarm| (schema::alarm_key(*alarm).into(), Vec::new()));
         let tables = std::iter::once(meta).chain(leases).chain(members).chain(retired);
-        tables.chain(alarms).chain(labels).chain(forced).collect()
+        tables.chain(alarms).chain(labels).chain(forced).chain(self.auth.pairs()).collect()
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use super::{Node, locked, told};
-use crate::machine::{Alarm, AlarmAction, AlarmKind, Command, DIGEST_VERSION, Digest};
+use crate::machine::{Alarm, AlarmAction, AlarmKind, Command, DIGEST_VERSION, Digest, Principal};
 use crate::raft::frame;
 use crate::types::MemberId;
 
@@ -253,7 +253,7 @@ impl Node {
     /// A release without the digest has left this state: the members begin one together.
     async fn begin_digest(&self) {
         let begin = Command::Alarm(AlarmAction::BeginDigest);
-        if let Err(failure) = self.propose(begin).await {
+        if let Err(failure) = self.propose(None, begin).await {
             tracing::debug!(%failure, "the digest has not begun yet");
         }
     }
@@ -292,7 +292,8 @@ impl Node {
 
     async fn raise_corrupt(&self) {
         let alarm = Alarm { member: self.identity.member_id, kind: AlarmKind::Corrupt };
-        let raise = self.propose_patiently(Command::Alarm(AlarmAction::Raise(alarm)));
+        let raise = self
+            .propose_patiently(Some(Principal::Server), Command::Alarm(AlarmAction::Raise(alarm)));
         match tokio::time::timeout(RAISE_DEADLINE, raise).await {
             Ok(Ok(_)) => {}
             Ok(Err(failure)) => tracing::warn!(%failure, "alarm CORRUPT is not raised"),

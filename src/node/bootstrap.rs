@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
+use super::auth::{AuthSettings, AuthState};
 use super::contacts::Contacts;
 use super::disk::{Disk, Room};
 use super::identity::{DataDir, DataDirError};
@@ -119,6 +120,7 @@ pub struct Settings {
     /// An entry that takes this long to apply is worth a warning.
     pub slow_apply: Duration,
     pub limits: Limits,
+    pub auth: AuthSettings,
     pub sizes: Sizes,
 }
 
@@ -329,6 +331,7 @@ async fn assemble(
         contacts: Contacts::default(),
         space: super::space::Space::default(),
         agreement: super::agreement::Agreement::default(),
+        auth: AuthState::new(settings.auth, world.clock.clone(), &machine),
     });
     shared.retired.replace(machine.retired_members());
     shared.space.note(&machine);
@@ -527,10 +530,13 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
                 if outcome.effects.iter().any(|effect| matches!(effect, Effect::LeaseHeld { .. })) {
                     shared.lessor.notify_one();
                 }
-                match entry.command {
+                match &entry.command {
                     Command::Compact { .. } => scrub.notify_one(),
                     // Leases end again.
                     Command::Alarm(_) => shared.lessor.notify_one(),
+                    Command::Auth(change) if outcome.reply.is_ok() => {
+                        shared.auth.on_change(machine, change);
+                    }
                     _ => {}
                 }
                 if entry.origin.member == me {
@@ -549,6 +555,7 @@ fn observer(me: MemberId, shared: Arc<Shared>, scrub: Arc<Notify>) -> Observer {
                 shared.hub.reset();
                 shared.agreement.reset();
                 shared.waiters.on_installed();
+                shared.auth.on_installed(machine);
                 shared.calls.fail_sent();
                 position
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Failure, Node, told};
-use crate::machine::{Command, Rejection};
+use crate::machine::{Command, Principal, Rejection};
 
 /// Of a long retention, and so how far behind its time a compaction may be.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -129,7 +129,7 @@ impl Node {
             }
             let now = self.clock.monotonic();
             let Some(revision) = schedule.due(now, self.store.revision()) else { continue };
-            match self.propose(Command::Compact { revision }).await {
+            match self.propose(Some(Principal::Server), Command::Compact { revision }).await {
                 Ok(_) => {
                     tracing::info!(revision, retention = ?asked, "compacted");
                     schedule.done(now, revision);

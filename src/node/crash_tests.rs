@@ -45,7 +45,12 @@ fn command(index: u64) -> Command {
 /// The entry that was committed at `index`, in the term of its leader.
 fn entry(index: u64) -> LogEntry {
     let term = if index < 10 { 1 } else { 3 };
-    let entry = Entry { at: Timestamp(index), origin: Origin::default(), command: command(index) };
+    let entry = Entry {
+        at: Timestamp(index),
+        origin: Origin::default(),
+        command: command(index),
+        principal: None,
+    };
     let payload = EntryPayload::Normal(Payload(entry.encode()));
     LogEntry { log_id: log_id(term, index), payload }
 }
@@ -60,8 +65,12 @@ fn reference() -> Vec<u64> {
     let mut machine = Machine::load(&Memory::new()).expect("an empty state");
     let mut hashes = vec![machine.hash()];
     for index in 1..=ENTRIES {
-        let entry =
-            Entry { at: Timestamp(index), origin: Origin::default(), command: command(index) };
+        let entry = Entry {
+            at: Timestamp(index),
+            origin: Origin::default(),
+            command: command(index),
+            principal: None,
+        };
         let term = if index < 10 { 1 } else { 3 };
         machine.apply(Position { term, index }, &entry, &mut Batch::default()).expect("applied");
         hashes.push(machine.hash());

@@ -182,7 +182,7 @@ impl Node {
 
     async fn propose_over(&self, stream: &ProposalStream, command: Command) -> Result<(), Failure> {
         let sent = Sent { term: stream.term, stream: stream.number };
-        let (mut call, payload) = self.open(command, Timestamp(0), Some(sent))?;
+        let (mut call, payload) = self.open(None, command, Timestamp(0), Some(sent))?;
         if !stream.send(payload).await {
             return Err(Failure::NoLeader);
         }

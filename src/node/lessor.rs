@@ -76,7 +76,8 @@ impl Node {
             return;
         }
         let ids: Vec<LeaseId> = by_lease.keys().copied().collect();
-        let result = self.patiently(self.propose_patiently(Command::LeaseRenew { ids })).await;
+        let result =
+            self.patiently(self.propose_patiently(None, Command::LeaseRenew { ids })).await;
         let results: Vec<Result<Option<i64>, Failure>> = match result.map(|applied| applied.reply) {
             Ok(Reply::LeaseRenewed(granted)) => granted.into_iter().map(Ok).collect(),
             Ok(other) => unreachable!("a renewal was answered with {other:?}"),
@@ -125,7 +126,7 @@ impl Node {
             };
             if let Some(command) = command {
                 // A failure leaves the leases where they are, for the next turn.
-                if let Err(failure) = self.propose(command).await {
+                if let Err(failure) = self.propose(None, command).await {
                     tracing::debug!(%failure, "no lease ended, no tick");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }

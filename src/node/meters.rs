@@ -86,7 +86,12 @@ impl Meters {
             Reply::Enqueued(enqueued) => self.puts.add(u64::from(enqueued.created)),
             Reply::Left(deleted) => self.deletes.add(u64::from(*deleted)),
             Reply::Proclaimed(proclaimed) => self.puts.add(u64::from(*proclaimed)),
-            Reply::Compacted | Reply::Busy | Reply::Asked(_) | Reply::Alarm(_) | Reply::Done => {}
+            Reply::Compacted
+            | Reply::Busy
+            | Reply::Asked(_)
+            | Reply::Alarm(_)
+            | Reply::AuthChanged { .. }
+            | Reply::Done => {}
         }
     }
 

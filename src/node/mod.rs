@@ -4,6 +4,7 @@
 //!
 //! - [`role`]: who leads, and the clock of a leader;
 //! - [`calls`] and [`propose`]: commands on their way into the log and their outcomes back;
+//! - [`auth`]: who makes a call, and what is asked in its name;
 //! - [`space`]: what may be proposed while alarms are raised and the quota is used up;
 //! - [`read`]: the point from which a linearizable read may be answered;
 //! - [`forward`]: what a follower sends to the leader, and what the leader does with it;
@@ -21,6 +22,7 @@
 //! - [`founding`]: from a saved state to a data directory.
 
 mod agreement;
+mod auth;
 pub mod bootstrap;
 mod calls;
 mod compactor;
@@ -60,6 +62,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+pub use auth::{AuthSettings, Caller, LoginFailure, PasswordFailure};
 pub use bootstrap::{Faults, Member as RunningMember, Settings, Sizes, StartError, World};
 pub use calls::Answer;
 pub use compactor::AutoCompaction;
@@ -75,7 +78,7 @@ pub use role::Role;
 pub use waiters::{Waiters, WaitingFor};
 
 use crate::clock::{Clock, Entropy};
-use crate::machine::{Command, Image, Machine, Rejection, Reply, Store, View};
+use crate::machine::{Command, Image, Machine, Principal, Rejection, Reply, Store, View};
 use crate::raft::applier::SharedMachine;
 use crate::raft::links::{Links, Peer, Retired};
 use crate::raft::peer_service::RaftHandle;
@@ -106,6 +109,9 @@ pub enum Failure {
     Stopping,
     #[error("too many requests")]
     TooManyRequests,
+    /// The caller's token is none, or none any more.
+    #[error("unknown token")]
+    InvalidToken,
     /// This member's disk has no room for it.
     #[error("the disk is nearly full")]
     DiskFull,
@@ -198,6 +204,7 @@ pub(crate) struct Shared {
     pub contacts: contacts::Contacts,
     pub space: space::Space,
     pub agreement: agreement::Agreement,
+    pub auth: auth::AuthState,
 }
 
 impl Shared {
@@ -389,28 +396,37 @@ impl Node {
         }
     }
 
-    /// Proposes `command` and returns what applying it here gave.
+    /// Proposes `command` in the name of `by` and returns what applying it here gave. For clients
+    /// see [`Node::propose_for`].
     ///
     /// # Errors
     ///
     /// [`Failure::Rejected`] when the state machine refused it, on every member alike. After
     /// [`Failure::TimedOut`] or [`Failure::Unknown`] it may or may not be applied; after any other
     /// it is not.
-    pub async fn propose(&self, command: Command) -> Result<Applied, Failure> {
+    pub async fn propose(
+        &self,
+        by: Option<Principal>,
+        command: Command,
+    ) -> Result<Applied, Failure> {
         if *self.stopping.borrow() {
             return Err(Failure::Stopping);
         }
         self.check_room(&command)?;
-        let answer = self.patiently(self.call(command)).await;
+        let answer = self.patiently(self.call(by, command)).await;
         let answer = answer.inspect_err(|_| self.meters().proposals_failed.increment())?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
     }
 
     /// [`Node::propose`] that waits however long it takes, also while the member stops: for what
     /// must be known or undone.
-    pub async fn propose_patiently(&self, command: Command) -> Result<Applied, Failure> {
+    pub async fn propose_patiently(
+        &self,
+        by: Option<Principal>,
+        command: Command,
+    ) -> Result<Applied, Failure> {
         self.check_room(&command)?;
-        let answer = self.call(command).await?;
+        let answer = self.call(by, command).await?;
         Ok(Applied { revision: answer.revision, reply: answer.reply? })
     }
 

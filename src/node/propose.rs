@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::calls::{Answer, AnswerReceiver, Sent};
 use super::{Failure, Node};
-use crate::machine::{Command, Entry, Origin};
+use crate::machine::{Command, Entry, Origin, Principal};
 use crate::raft::types::{OnRefused, Payload, ProposalResponder};
 use crate::types::Timestamp;
 
@@ -41,17 +41,21 @@ impl Drop for OpenCall<'_> {
 
 impl Node {
     /// Makes one entry of `command` and waits until it is applied here.
-    pub(super) async fn call(&self, command: Command) -> Result<Answer, Failure> {
+    pub(super) async fn call(
+        &self,
+        by: Option<Principal>,
+        command: Command,
+    ) -> Result<Answer, Failure> {
         self.admit(&command).await?;
         let role = self.shared.role.get();
         let Some(leading) = role.leading else {
-            let (mut call, _) = self.open(command, Timestamp(0), None)?;
+            let (mut call, _) = self.open(by, command, Timestamp(0), None)?;
             self.send(call.id).await;
             return call.answer().await;
         };
         let at = leading.now(self.clock.as_ref());
         let sent = Sent { term: role.term, stream: 0 };
-        let (mut call, payload) = self.open(command, at, Some(sent))?;
+        let (mut call, payload) = self.open(by, command, at, Some(sent))?;
         self.append(call.id, role.term, payload, &self.on_refused).await?;
         call.answer().await
     }
@@ -59,13 +63,14 @@ impl Node {
     /// Opens a call, and encodes its entry.
     pub(super) fn open(
         &self,
+        principal: Option<Principal>,
         command: Command,
         at: Timestamp,
         sent: Option<Sent>,
     ) -> Result<(OpenCall<'_>, Bytes), Failure> {
         let id = self.next_call.fetch_add(1, Ordering::Relaxed);
         let origin = Origin { member: self.identity.member_id, call: id };
-        let payload = Entry { at, origin, command }.encode();
+        let payload = Entry { at, origin, command, principal }.encode();
         let receiver = self.shared.calls.open(id, payload.clone(), sent)?;
         Ok((OpenCall { node: self, id, receiver }, payload))
     }

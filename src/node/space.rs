@@ -9,7 +9,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Failure, Node};
-use crate::machine::{Alarm, AlarmAction, AlarmKind, AlarmKinds, Command, Machine, Rejection};
+use crate::machine::{
+    Alarm, AlarmAction, AlarmKind, AlarmKinds, Command, Machine, Principal, Rejection,
+};
 
 /// What the applier tells of the machine, for those who do not lock it.
 #[derive(Debug, Default)]
@@ -96,7 +98,7 @@ impl Node {
         let alarm = Alarm { member: self.identity.member_id, kind: AlarmKind::NoSpace };
         let raise = Command::Alarm(AlarmAction::Raise(alarm));
         // Without it the next write that finds no room raises it.
-        if let Err(failure) = Box::pin(self.call(raise)).await {
+        if let Err(failure) = Box::pin(self.call(Some(Principal::Server), raise)).await {
             tracing::warn!(%failure, "alarm NOSPACE is not raised yet");
         }
     }

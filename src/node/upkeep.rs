@@ -149,7 +149,7 @@ impl Node {
                 let name = self.identity.name.clone();
                 let client_urls = client_urls.clone();
                 let command = Command::PublishMember { id: me, name, client_urls };
-                if let Err(failure) = self.propose(command).await {
+                if let Err(failure) = self.propose(None, command).await {
                     tracing::debug!(%failure, "not yet published");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }

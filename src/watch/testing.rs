@@ -33,7 +33,7 @@ impl Fixture {
     pub fn apply(&mut self, command: Command) -> Outcome {
         self.index += 1;
         let position = Position { term: 1, index: self.index };
-        let entry = Entry { at: Timestamp(0), origin: Origin::default(), command };
+        let entry = Entry { at: Timestamp(0), origin: Origin::default(), command, principal: None };
         let outcome = self.machine.apply(position, &entry, &mut Batch::default()).unwrap();
         self.history.extend_from_slice(&outcome.events);
         outcome

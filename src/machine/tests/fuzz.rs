@@ -8,8 +8,8 @@ fn member(seed: u64) -> Member {
     let mut random = Random::new(seed);
     let mut member = Member::new();
     for _ in 0..150 {
-        let at = member.at + random.below(800);
-        member.apply_at(at, random_command(&mut random));
+        let at = Timestamp(member.at + random.below(800));
+        member.apply_entry(&Entry { at, ..random_entry(&mut random) });
     }
     member
 }
@@ -17,9 +17,8 @@ fn member(seed: u64) -> Member {
 #[test]
 fn a_damaged_entry_is_refused_or_applied() {
     let mut random = Random::new(1);
-    let entry = |command| Entry { at: Timestamp(1), origin: Origin::default(), command };
     let valid: Vec<Vec<u8>> =
-        (0..400).map(|_| entry(random_command(&mut random)).encode().to_vec()).collect();
+        (0..400).map(|_| random_entry(&mut random).encode().to_vec()).collect();
     let mut applied = member(2);
     let mut understood = 0;
     mutants(&valid, |bytes, _| {

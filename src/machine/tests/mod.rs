@@ -1,6 +1,7 @@
 //! Tests of the machine as a whole, and what they share.
 
 mod alarms;
+mod auth;
 mod concurrency;
 mod fuzz;
 mod holds;
@@ -70,11 +71,21 @@ impl Member {
 
     /// Applies `command` at the time of the entry before.
     pub fn apply(&mut self, command: Command) -> Outcome {
-        self.apply_entry(&Entry { at: Timestamp(self.at), origin: Origin::default(), command })
+        self.apply_entry(&Entry {
+            at: Timestamp(self.at),
+            origin: Origin::default(),
+            command,
+            principal: None,
+        })
     }
 
     pub fn apply_at(&mut self, at: u64, command: Command) -> Outcome {
-        self.apply_entry(&Entry { at: Timestamp(at), origin: Origin::default(), command })
+        self.apply_entry(&Entry {
+            at: Timestamp(at),
+            origin: Origin::default(),
+            command,
+            principal: None,
+        })
     }
 
     pub fn ok(&mut self, command: Command) -> Reply {
@@ -378,10 +389,66 @@ pub fn random_command(random: &mut Random) -> Command {
     }
 }
 
+/// A change of users and roles. Rights are such that much is allowed and some is not.
+pub fn random_auth_change(random: &mut Random) -> Command {
+    let role = |random: &mut Random| random.pick(&["root", "r", "s", ""]).to_owned();
+    let user = random.pick(&USERS).to_owned();
+    let hash = PasswordHash(random.pick(&["", "one", "another"]).to_owned());
+    Command::Auth(match random.below(16) {
+        0 | 1 => AuthChange::Enable,
+        2 => AuthChange::Disable,
+        3 => AuthChange::Authenticate {
+            user,
+            token_sha256: [random.next() as u8; 32],
+            auth_revision: random.below(12),
+        },
+        4 | 5 => AuthChange::UserAdd {
+            name: user,
+            password_hash: Some(hash).filter(|_| random.one_in(2)),
+        },
+        6 => AuthChange::UserDelete { name: user },
+        7 => AuthChange::UserChangePassword { name: user, password_hash: hash },
+        8 | 9 => AuthChange::UserGrantRole { user, role: role(random) },
+        10 => AuthChange::UserRevokeRole { user, role: role(random) },
+        11 => AuthChange::RoleAdd { name: role(random) },
+        12 => AuthChange::RoleDelete { name: role(random) },
+        13 | 14 => {
+            let kind = random.pick(&[
+                PermissionKind::Read,
+                PermissionKind::Write,
+                PermissionKind::ReadWrite,
+                PermissionKind::Unknown(7),
+            ]);
+            let permission = Permission { range: random_range(random), kind };
+            AuthChange::RoleGrantPermission { role: role(random), permission }
+        }
+        _ => AuthChange::RoleRevokePermission { role: role(random), range: random_range(random) },
+    })
+}
+
+const USERS: [&str; 4] = ["root", "alice", "bob", ""];
+
+/// Somebody, in whose name an entry may have been proposed.
+pub fn random_principal(random: &mut Random) -> Option<Principal> {
+    match random.below(4) {
+        0 => None,
+        1 => Some(Principal::Server),
+        _ => {
+            let name = random.pick(&USERS).to_owned();
+            let auth_revision = if random.one_in(3) { random.below(12) } else { u64::MAX };
+            Some(Principal::User { name, auth_revision })
+        }
+    }
+}
+
 pub fn random_entry(random: &mut Random) -> Entry {
     Entry {
         at: Timestamp(random.below(30_000)),
         origin: Origin { member: MemberId(random.next()), call: random.next() },
-        command: random_command(random),
+        command: match random.one_in(6) {
+            true => random_auth_change(random),
+            false => random_command(random),
+        },
+        principal: random_principal(random),
     }
 }

@@ -341,6 +341,7 @@ impl Model {
                 Reply::Alarm(Some(*alarm))
             }
             Command::Alarm(AlarmAction::BeginDigest) => Reply::Done,
+            Command::Auth(_) => unreachable!("the model has no users"),
             Command::Alarm(AlarmAction::Clear(alarm)) => {
                 Reply::Alarm(self.alarms.remove(alarm).then_some(*alarm))
             }
@@ -737,7 +738,8 @@ fn random_entries_are_answered_as_the_model_answers_them() {
             at += random.below(800);
             let mut command = random_command(&mut random);
             sharpen(&mut random, &mut command, &member.machine);
-            let entry = Entry { at: Timestamp(at), origin: Origin::default(), command };
+            let entry =
+                Entry { at: Timestamp(at), origin: Origin::default(), command, principal: None };
             let expected = model.apply(&entry);
             let outcome = member.apply_entry(&entry);
             let context = format!("seed {seed}, step {step}: {:?}", entry.command);

@@ -28,9 +28,9 @@ fn replicas_agree_whatever_happens_between_entries() {
         let mut at = 0;
         for step in 0..200 {
             at += random.below(800);
-            let mut command = random_command(&mut random);
-            sharpen(&mut random, &mut command, &members[0].machine);
-            let entry = Entry { at: Timestamp(at), origin: Origin::default(), command };
+            let mut entry = random_entry(&mut random);
+            entry.at = Timestamp(at);
+            sharpen(&mut random, &mut entry.command, &members[0].machine);
             let entry = Entry::decode(step, &entry.encode()).unwrap();
             let outcomes: Vec<_> =
                 members.iter_mut().map(|it| format!("{:?}", it.apply_entry(&entry))).collect();

@@ -628,6 +628,7 @@ fn a_renewal_stores_the_lease_and_the_time_and_nothing_else() {
         at: Timestamp(5_000),
         origin: Origin::default(),
         command: Command::LeaseRenew { ids: vec![LeaseId(1)] },
+        principal: None,
     };
     member.machine.apply(Position { term: 1, index: 9 }, &entry, &mut batch).unwrap();
     assert_eq!(batch.changes.len(), 2);
@@ -639,7 +640,12 @@ fn an_entry_that_changes_nothing_stores_nothing_but_that_it_was_applied() {
     let mut member = Member::new();
     member.ok(put_command("a", ""));
     let mut batch = Batch::default();
-    let entry = Entry { at: Timestamp(0), origin: Origin::default(), command: Command::Tick };
+    let entry = Entry {
+        at: Timestamp(0),
+        origin: Origin::default(),
+        command: Command::Tick,
+        principal: None,
+    };
     member.machine.apply(Position { term: 1, index: 2 }, &entry, &mut batch).unwrap();
     assert!(matches!(&batch.changes[..], [Change::Put { key, .. }] if *key == schema::META_KEY));
     assert!(batch.len_bytes() < 64, "{}", batch.len_bytes());

@@ -31,7 +31,7 @@ fn put(key: &str, bytes: usize) -> Command {
 async fn filled() -> Running {
     let member = cluster(1, &[]).await.pop().unwrap();
     for n in 0..4 {
-        member.node().propose(put(&format!("big/{n}"), VALUE_BYTES)).await.unwrap();
+        member.node().propose(None, put(&format!("big/{n}"), VALUE_BYTES)).await.unwrap();
     }
     member
 }
@@ -46,10 +46,10 @@ async fn a_snapshot_holds_while_its_member_goes_on() {
     let first = within("the first piece", stream.message()).await.unwrap().unwrap();
     // Everything that the snapshot has yet to tell is overwritten, deleted and compacted.
     for n in 0..4 {
-        node.propose(put(&format!("big/{n}"), 1)).await.unwrap();
+        node.propose(None, put(&format!("big/{n}"), 1)).await.unwrap();
     }
-    let compacted = node.propose(put("more", 1)).await.unwrap().revision;
-    node.propose(Command::Compact { revision: compacted }).await.unwrap();
+    let compacted = node.propose(None, put("more", 1)).await.unwrap().revision;
+    node.propose(None, Command::Compact { revision: compacted }).await.unwrap();
 
     let mut left = first.remaining_bytes;
     let mut file = first.blob.to_vec();
@@ -164,7 +164,7 @@ async fn a_restored_member_starts_with_the_state_and_under_an_id_of_its_own() {
         assert_eq!(member.node.identity().cluster_id, founded.cluster_id);
         assert_ne!(founded.cluster_id, config.cluster_id());
         assert!(member.node.applied_index() > index, "indexes go on: leases remember them");
-        let put = member.node.propose(put("new", 1)).await.unwrap();
+        let put = member.node.propose(None, put("new", 1)).await.unwrap();
         assert_eq!(put.revision, revision + 1_000 + start);
         assert_eq!(member.node.machine().live_keys(), 5);
         member.stop().await;

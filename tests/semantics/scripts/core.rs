@@ -62,6 +62,7 @@ impl Core {
             store: machine.store(),
             header: Arc::new(header),
             authorize: Arc::new(|_, _| Ok(())),
+            arrive: Arc::new(|_| Box::pin(async {})),
             has_leader: leader.subscribe(),
             max_request_bytes: MAX_REQUEST_BYTES,
             packed_events: Arc::default(),
@@ -74,7 +75,7 @@ impl Core {
     fn apply(&mut self, command: Command) -> Answer<(Reply, ResponseHeader)> {
         self.index += 1;
         let position = Position { term: 2, index: self.index };
-        let entry = Entry { at: self.now, origin: Origin::default(), command };
+        let entry = Entry { at: self.now, origin: Origin::default(), command, principal: None };
         let mut batch = Batch::default();
         let Outcome { revision, reply, events, .. } =
             self.machine.apply(position, &entry, &mut batch).expect("all is kept in memory");
