@@ -120,7 +120,7 @@ impl Kv for KvService {
                 self.node.read_barrier().await?;
             }
             let caller = callers::caller(&self.node, &metadata).await?;
-            caller.access()?.read_txn(&txn)?;
+            caller.check_reads(&txn)?;
             let view = self.node.view();
             let reply = view.read_txn(&txn)?;
             self.node.check_unchanged(&caller)?;

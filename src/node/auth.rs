@@ -21,7 +21,7 @@ use super::{Applied, Failure, Node, locked};
 use crate::clock::{Clock, Entropy};
 use crate::machine::{
     Access, Auth, AuthChange, AuthRefusal, Command, Machine, PasswordHash, Principal, Rejection,
-    Right,
+    Right, Txn,
 };
 use crate::raft::snapshot::blocking;
 use crate::types::LeaseId;
@@ -228,6 +228,13 @@ impl Caller {
             None => Ok(Access::UNLIMITED),
             Some(auth) => Ok(auth.access(self.principal())?),
         }
+    }
+
+    /// The right to everything in a transaction that only reads. As in etcd, anybody may make one
+    /// that asks for nothing.
+    pub fn check_reads(&self, txn: &Txn) -> Result<(), Failure> {
+        let asks = [txn.success.is_empty(), txn.failure.is_empty(), txn.compares.is_empty()];
+        if asks == [true; 3] { Ok(()) } else { Ok(self.access()?.read_txn(txn)?) }
     }
 
     /// Refuses callers that are nobody.

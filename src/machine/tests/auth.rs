@@ -341,6 +341,19 @@ fn users_and_roles_survive_a_restart_and_an_image() {
     member.install(image);
     assert_eq!(*member.machine.auth(), auth);
     assert_eq!(refused_to(&mut member, "u", Command::Put(put("zz", "v"))), None);
+    // A cluster that is made from a backup has them, too.
+    let afresh = Afresh { bump_revision: 10, mark_compacted: true };
+    let pairs: Vec<_> = member.machine.image().flatten().collect();
+    let mut restored = Member::new();
+    let mut batch = Batch::default();
+    for pair in pairs {
+        if let Some((key, value)) = afresh.carry(pair).unwrap() {
+            batch.put(key, value);
+        }
+    }
+    restored.engine.apply(batch).unwrap();
+    restored.restart();
+    assert_eq!(*restored.machine.auth(), auth);
     ok_by_root(&mut member, change(AuthChange::UserDelete { name: "u".to_owned() }));
     ok_by_root(&mut member, change(AuthChange::RoleDelete { name: "r".to_owned() }));
     let auth = member.machine.auth().clone();
@@ -368,4 +381,70 @@ fn the_tables_are_bounded() {
 fn a_hash_is_never_printed() {
     let added = format!("{:?}", add_user("alice"));
     assert!(added.contains("alice") && !added.contains("a hash"), "{added}");
+}
+
+/// Every key that can lie in a gap between ranges whose bounds have up to two letters.
+fn all_keys() -> Vec<Bytes> {
+    let letters = ["", "\0", "a", "b"];
+    let mut keys: Vec<Bytes> = Vec::new();
+    for one in letters {
+        for two in letters {
+            for three in letters {
+                keys.push(key(&[one, two, three].concat()));
+            }
+        }
+    }
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+#[test]
+fn a_range_is_covered_when_each_of_its_keys_is() {
+    let keys = all_keys();
+    let bound = |random: &mut Random| loop {
+        let drawn = random.pick(&keys);
+        if (1..=2).contains(&drawn.len()) {
+            break drawn;
+        }
+    };
+    let range = |random: &mut Random| match random.below(4) {
+        0 => KeyRange::One(bound(random)),
+        1 => KeyRange::From(bound(random)),
+        _ => KeyRange::Span { start: bound(random), end: bound(random) },
+    };
+    let (mut covered, mut asked) = (0, 0);
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let mut member = guarded();
+        let mut granted = Vec::new();
+        for _ in 0..1 + random.below(5) {
+            let (range, role) = (range(&mut random), "r".to_owned());
+            if range.is_empty() {
+                continue;
+            }
+            granted.push(range.clone());
+            let permission = Permission { range, kind: PermissionKind::Read };
+            let permit = AuthChange::RoleGrantPermission { role, permission };
+            ok_by_root(&mut member, change(permit));
+        }
+        let auth = member.machine.auth().clone();
+        let by = user(&member, "u");
+        let access = auth.access(by.as_ref()).unwrap();
+        for _ in 0..100 {
+            let wanted = range(&mut random);
+            // One that holds no key counts as its start.
+            let counts = match wanted.is_empty() {
+                true => KeyRange::One(wanted.start().clone()),
+                false => wanted.clone(),
+            };
+            let mut inside = keys.iter().filter(|key| counts.contains(key));
+            let expected = inside.all(|key| granted.iter().any(|range| range.contains(key)));
+            let found = access.range(Right::Read, &wanted).is_ok();
+            assert_eq!(found, expected, "seed {seed}: {wanted:?} of {granted:?}");
+            covered += usize::from(found);
+            asked += 1;
+        }
+    }
+    assert!(covered > asked / 20 && covered < asked / 20 * 19, "{covered} of {asked}");
 }

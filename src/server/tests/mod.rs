@@ -1,6 +1,7 @@
 //! What clients of whole members see, in one process: real listeners, logs and engines.
 
 mod agreement;
+mod auth;
 mod backup;
 mod elections;
 mod failover;
