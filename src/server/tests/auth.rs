@@ -1,5 +1,7 @@
 //! Who may call what, asked of any member. The answers are those of etcd 3.5.30.
 
+use std::io::Read;
+
 use tonic::{Code, Request, Status};
 
 use super::*;
@@ -378,8 +380,6 @@ async fn a_login_counts_on_every_member_until_something_voids_it() {
         assert_eq!(said(client.range(by(&u, get("rd"))).await), BAD);
         assert_eq!(said(client.range(get("rd")).await), EMPTY);
     }
-    let hashes: Vec<u64> = cluster.iter().map(|member| member.node().machine().hash()).collect();
-    assert!(!hashes.is_empty());
 }
 
 #[tokio::test]
@@ -421,7 +421,10 @@ async fn passwords_and_tokens_are_in_no_entry() {
     let data = cluster[0]._data.path().join("data/log");
     let secret = root.split('.').next().unwrap().as_bytes();
     for segment in std::fs::read_dir(data).unwrap() {
-        let bytes = std::fs::read(segment.unwrap().path()).unwrap();
+        // Behind its records a segment is zeros.
+        let mut bytes = Vec::new();
+        let segment = std::fs::File::open(segment.unwrap().path()).unwrap();
+        segment.take(1 << 18).read_to_end(&mut bytes).unwrap();
         let holds = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
         assert!(holds(b"$2a$04$"), "the hash is there");
         assert!(!holds(b"u's password") && !holds(secret));

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions};
 
 use crate::check::{AFTER_ELECTION, eventually};
+
+/// What a member says that has authentication on.
+const ASKS_WHO: &str = "etcdserver: user name is empty";
 
 /// The client URLs of the members, numbered from zero.
 #[derive(Debug, Clone)]
@@ -52,7 +55,12 @@ impl Addresses {
     pub async fn serves(&self, member: usize) -> bool {
         let read = async {
             let options = GetOptions::new().with_count_only();
-            self.client(member).await.get("holdfast-test-ready", Some(options)).await.is_ok()
+            match self.client(member).await.get("holdfast-test-ready", Some(options)).await {
+                Ok(_) => true,
+                // Who calls is asked when it could be answered.
+                Err(Error::GRpcStatus(refusal)) => refusal.message() == ASKS_WHO,
+                Err(_) => false,
+            }
         };
         tokio::time::timeout(Duration::from_secs(1), read).await.unwrap_or(false)
     }
