@@ -34,8 +34,8 @@ use std::time::Duration;
 
 use ::http::Request;
 use axum::Router;
-use tonic::body::Body;
 use futures::FutureExt;
+use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::server::NamedService;
 use tonic_health::pb::health_server::HealthServer;

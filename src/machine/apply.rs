@@ -1,6 +1,7 @@
 //! One entry's effect, command by command.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
