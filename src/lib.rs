@@ -14,6 +14,7 @@ mod fuzz;
 mod gather;
 pub mod machine;
 pub mod metrics;
+pub(crate) mod mutant;
 pub mod node;
 pub mod pb;
 pub mod raft;

@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use fs4::fs_std::FileExt as _;
 
+use crate::mutant;
+
 pub use mem::{MemVfs, Operation, Survival};
 
 /// What to do about files that are damaged or missing: the same for all of them.
@@ -138,6 +140,9 @@ pub fn replace_file(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> 
     file.write_at(0, bytes)?;
     file.sync()?;
     vfs.rename(&draft, path)?;
+    if mutant::is("renamed-file-unsynced") {
+        return Ok(());
+    }
     vfs.sync_dir(path.parent().unwrap_or(Path::new("")))
 }
 

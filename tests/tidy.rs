@@ -4,12 +4,13 @@
 //! The checks read text. They look at code without its comments and strings, and most of them leave
 //! tests out. Where one stands in the way of a better design, change both together.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up: a module names itself and what stands in an earlier row.
 const LAYERS: [&[&str]; 9] = [
-    &["types"],
+    &["mutant", "types"],
     &["clock", "codec", "metrics", "pb", "vfs"],
     &["fuzz", "storage"],
     &["machine"],
@@ -175,6 +176,28 @@ fn files_say_what_they_are_for_and_are_finished_and_short() {
             }
         }
     }));
+}
+
+#[test]
+fn every_mutant_is_in_the_table_and_every_line_of_it_is_a_mutant() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mutants/table");
+    let table = fs::read_to_string(table).unwrap();
+    let lines = table.lines().filter(|line| !line.starts_with('#'));
+    let mut listed: Vec<String> =
+        lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    listed.sort();
+    let asked = RefCell::new(Vec::new());
+    report(check_sources(|file, _| {
+        for question in file.text.split("mutant::is(\"").skip(1) {
+            if file.module() != "mutant" {
+                let name = question.split('"').next().unwrap_or_default();
+                asked.borrow_mut().push(name.to_owned());
+            }
+        }
+    }));
+    let mut asked = asked.into_inner();
+    asked.sort();
+    assert_eq!(listed, asked);
 }
 
 struct Source {

@@ -17,6 +17,7 @@ use super::Queues;
 use super::rules::{ServerLeases, UnlockRule};
 use super::server::{self, Place, Turn};
 use crate::machine::{Command, DeleteRange, Enqueue, Join, Principal, Proclaim, Rejection, Reply};
+use crate::mutant;
 use crate::node::{Caller, Failure, Node, told};
 use crate::raft::frame;
 use crate::types::{KeyRange, LeaseId};
@@ -147,7 +148,7 @@ impl Task {
             }
             None => false,
         };
-        if !done {
+        if !done && !mutant::is("cancelled-waiter-stays") {
             self.undo().await;
         }
     }

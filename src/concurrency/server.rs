@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::mutant;
 use crate::node::{Node, WaitingFor, told};
 use crate::types::LeaseId;
 
@@ -51,11 +52,17 @@ pub async fn wait(node: &Node, place: &Place) -> Turn {
             WaitingFor::First { create_revision, revision, lease_alive }
                 if create_revision == mine =>
             {
-                return if lease_alive {
+                return if lease_alive || mutant::is("grant-without-lease") {
                     Turn::Granted { revision, index: node.applied_index() }
                 } else {
                     Turn::Gone
                 };
+            }
+            WaitingFor::Left { create_revision }
+                if create_revision == mine && mutant::is("grant-of-a-lost-key") =>
+            {
+                let revision = node.view().revision();
+                return Turn::Granted { revision, index: node.applied_index() };
             }
             WaitingFor::Left { create_revision } if create_revision == mine => return Turn::Gone,
             // News of an earlier key of the same name.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::ExpiredLease;
+use crate::mutant;
 use crate::types::{LeaseId, Timestamp};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +68,9 @@ impl LeaseTable {
     /// Whether the leader's view of an expired lease holds at `now`: the lease exists, was not
     /// renewed since, and its time has run out.
     pub(super) fn is_over(&self, expired: &ExpiredLease, now: Timestamp) -> bool {
+        let unchecked = mutant::is("expire-unchecked");
         self.get(expired.id).is_some_and(|lease| {
-            lease.renewed_at_index == expired.renewed_at_index && lease.deadline <= now
+            unchecked || lease.renewed_at_index == expired.renewed_at_index && lease.deadline <= now
         })
     }
 

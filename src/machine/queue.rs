@@ -12,6 +12,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+use crate::mutant;
 use crate::types::LeaseId;
 
 /// A key's place: its create revision and the key.
@@ -25,7 +26,11 @@ pub(super) struct Queues {
 impl Queues {
     /// The first key of the queue.
     pub fn first(&self, name: &[u8]) -> Option<&Place> {
-        self.by_name.get(name)?.first()
+        let queue = self.by_name.get(name)?;
+        if mutant::is("queue-by-lease") {
+            return queue.iter().min_by_key(|(_, key)| key);
+        }
+        queue.first()
     }
 
     /// All places of the queue, in order.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::apply::Edit;
 use super::queue;
 use super::{Enqueue, Enqueued, Fence, Proclaim, Record, Rejection, Reply};
+use crate::mutant;
 
 impl Edit<'_> {
     pub(super) fn enqueue(&mut self, enqueue: &Enqueue) -> Result<Reply, Rejection> {
@@ -35,12 +36,14 @@ impl Edit<'_> {
 
     pub(super) fn leave(&mut self, key: &Bytes, create_revision: i64) -> Reply {
         let present = self.writer.get(key);
-        self.remove(present.filter(|record| record.create_revision() == create_revision))
+        let any = mutant::is("leave-unchecked");
+        self.remove(present.filter(|record| any || record.create_revision() == create_revision))
     }
 
     pub(super) fn unlock(&mut self, key: &Bytes) -> Reply {
         let present = self.writer.get(key);
-        self.remove(present.filter(is_attached))
+        let any = mutant::is("unlock-unchecked");
+        self.remove(present.filter(|record| any || is_attached(record)))
     }
 
     pub(super) fn proclaim(&mut self, proclaim: &Proclaim) -> Result<Reply, Rejection> {

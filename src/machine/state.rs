@@ -12,6 +12,7 @@ use super::holds::Holds;
 use super::mvcc::{Hasher, History, Live, NEVER_COMPACTED, Scrubber, Space};
 use super::queue::Queues;
 use super::{Auth, Digest, Fault, Image, LeaseTable, Record, Store, codec, schema};
+use crate::mutant;
 use crate::storage::{Batch, Engine};
 #[cfg(test)]
 use crate::types::Revision;
@@ -366,12 +367,14 @@ impl Machine {
         let leases = self
             .leases
             .iter()
+            .filter(|_| !mutant::is("snapshot-without-leases"))
             .map(|(id, lease)| (schema::lease_key(id).into(), codec::encode_lease(lease)));
         let members = self
             .members
             .iter()
             .map(|(id, member)| (schema::member_key(*id).into(), codec::encode_member(member)));
         let labels = self.holds.labels.iter();
+        let labels = labels.filter(|_| !mutant::is("snapshot-without-labels"));
         let labels =
             labels.map(|(key, label)| (schema::label_key(key), codec::encode_label(label)));
         let forced = self.holds.forced.iter().map(|(number, forced)| {
@@ -379,6 +382,7 @@ impl Machine {
         });
         let retired = self.retired.iter().map(|id| (schema::retired_key(*id).into(), vec![1]));
         let alarms = self.alarms.raised.iter();
+        let alarms = alarms.filter(|_| !mutant::is("snapshot-without-alarms"));
         let alarms = alarms.map(|alarm| (schema::alarm_key(*alarm).into(), Vec::new()));
         let tables = std::iter::once(meta).chain(leases).chain(members).chain(retired);
         tables.chain(alarms).chain(labels).chain(forced).chain(self.auth.pairs()).collect()

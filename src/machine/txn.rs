@@ -12,6 +12,7 @@ use super::{
     Compare, CompareResult, CompareTarget, Put, Range, Record, Rejection, Txn, TxnOp, TxnOpReply,
     TxnReply,
 };
+use crate::mutant;
 
 /// The branches taken by a transaction and by those nested in its branch, in order.
 pub(super) struct Path {
@@ -21,7 +22,9 @@ pub(super) struct Path {
 
 impl Path {
     pub fn choose(before: Snapshot<'_>, txn: &Txn) -> Path {
-        let succeeded = txn.compares.iter().all(|compare| holds(before, compare));
+        let late = mutant::is("txn-compares-late");
+        let compared = if late { before.at((before.revision() - 1).max(1)) } else { before };
+        let succeeded = txn.compares.iter().all(|compare| holds(compared, compare));
         let mut path = Path { succeeded, nested: Vec::new() };
         path.nested = path
             .branch(txn)

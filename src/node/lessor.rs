@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Failure, LeaseInfo, Node, locked, told};
 use crate::machine::{Command, ExpiredLease, Reply};
+use crate::mutant;
 use crate::types::{LeaseId, Timestamp};
 
 /// Leases that end in one entry.
@@ -76,6 +77,12 @@ impl Node {
             return;
         }
         let ids: Vec<LeaseId> = by_lease.keys().copied().collect();
+        if mutant::is("renewal-unproposed") {
+            for answer in by_lease.into_values().flatten() {
+                let _ = answer.send(Ok(Some(1)));
+            }
+            return;
+        }
         let result =
             self.patiently(self.propose_patiently(None, Command::LeaseRenew { ids })).await;
         let results: Vec<Result<Option<i64>, Failure>> = match result.map(|applied| applied.reply) {

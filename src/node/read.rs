@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use super::forward::ReadPoint;
 use super::{Failure, Node, locked};
 use crate::machine::HashKv;
+use crate::mutant;
 use crate::raft::snapshot::blocking;
 use crate::types::Timestamp;
 
@@ -127,7 +128,9 @@ impl Node {
                 _ = changes.wait_for(other) => return Err(Failure::NoLeader),
             }
         };
-        self.applied_up_to(point.index).await?;
+        if !mutant::is("read-before-apply") {
+            self.applied_up_to(point.index).await?;
+        }
         Ok(point)
     }
 
@@ -136,6 +139,9 @@ impl Node {
         let role = self.role();
         let leading = role.leading.ok_or(Failure::NoLeader)?;
         let now = leading.now(self.clock.as_ref());
+        if mutant::is("read-unconfirmed") {
+            return Ok(ReadPoint { index: self.applied_index(), now });
+        }
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         let linearizer = linearizer.map_err(|_| Failure::NoLeader)?;
         Ok(ReadPoint { index: linearizer.read_log_id().index(), now })

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::mutant;
 use crate::types::{MemberId, Timestamp};
 
 /// What this member knows of the cluster's leadership.
@@ -86,7 +87,8 @@ impl RoleTracker {
         if role.leader != Some(self.me) {
             role.leading = None;
         } else if role.leading.is_none() && role.applied_term == role.term {
-            role.leading = Some(LeaderClock { base: newest, promoted_at: self.clock.monotonic() });
+            let base = if mutant::is("lease-anew") { Timestamp(0) } else { newest };
+            role.leading = Some(LeaderClock { base, promoted_at: self.clock.monotonic() });
         }
     }
 }

@@ -17,6 +17,7 @@ use super::types::{LogEntry, LogId, Membership, Raft, SnapshotMeta, SnapshotOf};
 use crate::clock::Clock;
 use crate::machine::{Entry, Fault, Machine, Outcome, Position};
 use crate::metrics::Counter;
+use crate::mutant;
 use crate::storage::{Batch, Engine, Home, StateWriter};
 use crate::types::MemberId;
 
@@ -139,6 +140,9 @@ impl Applier {
     /// Hands what was applied so far to the state writer, with the place in the log.
     async fn persist(&self, mut batch: Batch) -> io::Result<()> {
         let Some(applied) = self.state.applied else { return Ok(()) };
+        if mutant::is("applied-index-apart") {
+            self.writer.send(applied.index, std::mem::take(&mut batch)).await?;
+        }
         batch.put(RAFT_STATE_KEY, encode_state(&self.state)?);
         self.writer.send(applied.index, batch).await
     }
@@ -254,7 +258,9 @@ impl RaftStateMachine<Raft> for Applier {
             let mut batch = Batch::default();
             batch.put(RAFT_STATE_KEY, stored);
             staged.engine().apply(batch)?;
-            staged.engine().flush()?;
+            if !mutant::is("snapshot-unsynced") {
+                staged.engine().flush()?;
+            }
             let machine = Machine::load(staged.engine()).map_err(io::Error::other)?;
             Ok((home.activate(staged)?, machine))
         })
@@ -300,6 +306,9 @@ impl RaftSnapshotBuilder<Raft> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let wanted = self.meta.last_log_id.map_or(0, |id| id.index);
+        if mutant::is("purge-before-flush") {
+            return Ok(SnapshotOf { meta: self.meta.clone(), snapshot: SnapshotData::Durable });
+        }
         let durable = self.writer.flush().await?;
         if durable < wanted {
             return Err(io::Error::other(format!(

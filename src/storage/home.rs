@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Engine, Memory, Packed, Sled};
+use crate::mutant;
 use crate::vfs::{OsVfs, REPLACE_MEMBER, Vfs, create_dir_durably, replace_file};
 
 const CURRENT: &str = "CURRENT";
@@ -144,7 +145,9 @@ impl Home {
             let text = format!("{} has gone", staged.path.display());
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
-        self.vfs.sync_dir(&self.root)?;
+        if !mutant::is("state-directory-unsynced") {
+            self.vfs.sync_dir(&self.root)?;
+        }
         self.point_to(&staged.name)?;
         Ok(staged.engine.take().expect("taken only by what consumes the staged state"))
     }

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::census::{self, Tally};
 use super::{EVENT_BYTES, QUEUE_BYTES};
 use crate::machine::Event;
+use crate::mutant;
 use crate::types::KeyRange;
 
 /// What a watch wants to see.
@@ -163,6 +164,9 @@ impl Watcher {
         let offer = if queued_bytes > QUEUE_BYTES {
             // Everything before its queue was handed out.
             state.next = state.queue[0].record.mod_revision().main;
+            if mutant::is("watch-forgets-its-queue") {
+                state.next = revision + 1;
+            }
             state.mode = Mode::Behind;
             self.clear(&mut state);
             Offer::Full

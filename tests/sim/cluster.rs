@@ -178,6 +178,9 @@ impl Run {
         }
         if kinds & 2 != 0 {
             self.client(sim, "lease", workloads::leases);
+            for n in 0..2 {
+                self.client(sim, &format!("brink{n}"), workloads::brink);
+            }
         }
         if kinds & 4 != 0 {
             self.client(sim, "compactor", workloads::compact);

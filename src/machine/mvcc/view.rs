@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use super::{HashKv, History, Snapshot, hash};
 use crate::machine::txn;
 use crate::machine::{Event, Range, RangeReply, Record, Rejection, Txn, TxnReply};
+use crate::mutant;
 use crate::types::{KeyRange, Revision};
 
 /// How often a read that compaction overtook is repeated before it holds physical removal up.
@@ -189,7 +190,9 @@ impl View {
     /// What watchers see of `record`, when `oldest` is the compacted revision.
     fn event(&self, record: Record, oldest: i64) -> Option<Event> {
         let prev = if record.mod_revision().main > oldest {
-            self.history.index.before(&record).filter(|before| !before.is_tombstone())
+            let before = self.history.index.before(&record).filter(|before| !before.is_tombstone());
+            let wrong = before.as_ref().filter(|_| mutant::is("prev-pair-too-old"));
+            wrong.map_or(before.clone(), |before| self.history.index.before(before))
         } else if self.history.survives(&record, oldest) {
             // What was before the compacted revision cannot be read, removed yet or not.
             None

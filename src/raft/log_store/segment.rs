@@ -22,6 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::mutant;
 use crate::vfs::{Vfs, VfsFile};
 
 pub const MAGIC: &[u8; 8] = b"HOLDFLOG";
@@ -133,6 +134,9 @@ impl Segment {
     /// Gives a draft, whose beginning is durable, its name, durably.
     pub fn publish(&self, vfs: &dyn Vfs, dir: &Path) -> io::Result<()> {
         vfs.rename(&dir.join(self.id.draft_name()), &self.path)?;
+        if mutant::is("segment-name-unsynced") {
+            return Ok(());
+        }
         vfs.sync_dir(dir)
     }
 }

@@ -16,6 +16,7 @@ use super::contents::{Location, Standing, Ticket};
 use super::queue::{Operation, Shared};
 use super::record::{Checkpoint, Encoded, MAX_RECORD_BYTES, Place};
 use super::segment::{self, Segment, SegmentId};
+use crate::mutant;
 use crate::vfs::{Vfs, remedy};
 
 /// A batch is handed to the file system in pieces of about this size.
@@ -153,6 +154,7 @@ impl Writer {
         for operation in operations {
             operation.complete(match &result {
                 Ok(()) => Ok(()),
+                Err(_) if mutant::is("log-error-swallowed") => Ok(()),
                 Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
             });
         }
@@ -221,7 +223,9 @@ impl Writer {
                     self.standing.committed = *committed;
                 }
                 Operation::Truncate(after) => {
-                    self.append(&Encoded::truncate(after)?, shared)?;
+                    if !mutant::is("truncation-unwritten") {
+                        self.append(&Encoded::truncate(after)?, shared)?;
+                    }
                     self.standing.truncate_after(*after);
                 }
                 Operation::Purge(upto) => {
@@ -229,6 +233,11 @@ impl Writer {
                     self.standing.purge(*upto);
                 }
             }
+        }
+        if mutant::is("vote-unsynced")
+            && operations.iter().any(|operation| matches!(operation, Operation::Vote(..)))
+        {
+            return self.flush();
         }
         // A vote that is lost lets this member vote again: it is never taken for a torn write.
         if operations.iter().any(|operation| matches!(operation, Operation::Vote(..))) {
@@ -336,7 +345,9 @@ impl Writer {
         }
         let started = self.sync_observer.as_ref().map(|_| now());
         let segment = self.last_segment();
-        segment.file.sync().map_err(|e| about(&segment.path, "sync", e))?;
+        if !mutant::is("log-unsynced") {
+            segment.file.sync().map_err(|e| about(&segment.path, "sync", e))?;
+        }
         if let (Some(observer), Some(started)) = (&self.sync_observer, started) {
             observer(started.elapsed());
         }

@@ -1,4 +1,4 @@
-//! Leases with a key each, renewed for a while and then left to end.
+//! Leases with a key each, renewed for a while and then left to end, or renewed at the last moment.
 
 use std::time::Duration;
 
@@ -10,8 +10,12 @@ use rand::Rng;
 use tonic::Status;
 
 use super::kv::put_request;
-use crate::client::Client;
+use crate::client::{Client, now};
 use crate::record::{Answered, Asked};
+
+const BRINK_TTL_SECONDS: i64 = 2;
+/// As long as an entry may take while all is well.
+const BRINK: Duration = Duration::from_millis(60);
 
 pub async fn leases(mut client: Client) {
     while !client.is_over() {
@@ -24,6 +28,26 @@ pub async fn leases(mut client: Client) {
             }
         }
         client.pause(Duration::from_secs(2)).await;
+    }
+}
+
+/// Renews at the last moment, again and again. Often the renewal is in the log and not yet applied
+/// where the leader finds that the time is over: then one of the two must come to nothing.
+pub async fn brink(mut client: Client) {
+    while !client.is_over() {
+        let mut renewed = now();
+        if let Some(id) = grant(&mut client, BRINK_TTL_SECONDS).await {
+            attach(&mut client, id).await;
+            let mut alive = true;
+            while alive && !client.is_over() {
+                let over = renewed + Duration::from_secs(BRINK_TTL_SECONDS.unsigned_abs());
+                let early = BRINK.mul_f64(client.dice.random());
+                tokio::time::sleep(over.saturating_sub(now() + early)).await;
+                renewed = now();
+                alive = keep_alive(&mut client, id).await;
+            }
+        }
+        client.pause(BRINK).await;
     }
 }
 

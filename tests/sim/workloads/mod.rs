@@ -8,6 +8,6 @@ mod witness;
 
 pub use compact::compact;
 pub use kv::{kv, put_request, read_around};
-pub use lease::leases;
+pub use lease::{brink, leases};
 pub use lock::locks;
 pub use witness::{history_of, witness};
