@@ -21,6 +21,8 @@ const DISK_MIB: u64 = 1024;
 
 /// `EXT4_IOC_SHUTDOWN`: from now on the file system does nothing but fail.
 const EXT4_SHUTDOWN: u32 = 0x8004_587D;
+/// Is there when the power goes, and not synced.
+const CANARY: &str = "canary";
 /// Without writing the journal first.
 const NO_LOG_FLUSH: u32 = 2;
 
@@ -87,13 +89,7 @@ impl Disk {
     ///
     /// If the fault does not take hold.
     pub fn cut_power(&self) {
-        let canary = self.mount.join("canary");
-        std::fs::write(&canary, "not synced").expect("the disk works");
-        let dir = std::fs::File::open(&self.mount).expect("the disk is mounted");
-        // SAFETY: the call reads one `u32`, which `Setter` points to.
-        let done = unsafe { ioctl(&dir, Setter::<EXT4_SHUTDOWN, u32>::new(NO_LOG_FLUSH)) };
-        done.expect("ext4 shuts down");
-        assert!(std::fs::write(self.mount.join("more"), "x").is_err(), "the disk still works");
+        shut_down(&self.mount).expect("its power can be cut");
     }
 
     /// Mounts it again after its power was cut. No process may use it. Returns whether a write was
@@ -101,11 +97,7 @@ impl Disk {
     pub fn restore_power(&mut self) -> bool {
         self.unmount();
         self.mount().expect("the disk can be mounted");
-        let lost = !self.mount.join("canary").exists();
-        if !lost {
-            std::fs::remove_file(self.mount.join("canary")).expect("removed");
-        }
-        lost
+        has_lost(&self.mount)
     }
 
     /// The kernel's answer to a broken disk: from now on it is read-only.
@@ -173,6 +165,30 @@ impl Drop for Disk {
         // A file that is gone already needs no removal.
         let _ = std::fs::remove_file(&self.image);
     }
+}
+
+/// Has the ext4 file system at `mount` do nothing but fail from now on, and forget what was not
+/// synced. Leaves a file behind for [`has_lost`].
+///
+/// # Errors
+///
+/// If the fault does not take hold.
+pub fn shut_down(mount: &Path) -> Result<(), String> {
+    std::fs::write(mount.join(CANARY), "not synced").map_err(|e| e.to_string())?;
+    let dir = std::fs::File::open(mount).map_err(|e| e.to_string())?;
+    // SAFETY: the call reads one `u32`, which `Setter` points to.
+    let done = unsafe { ioctl(&dir, Setter::<EXT4_SHUTDOWN, u32>::new(NO_LOG_FLUSH)) };
+    done.map_err(|e| format!("ext4 does not shut down: {e}"))?;
+    match std::fs::write(mount.join("more"), "x") {
+        Ok(()) => Err("the disk still works".to_owned()),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether [`shut_down`] lost a write that nobody had synced, once the file system is mounted again.
+/// Mostly it did, but somebody else's sync may have taken it along.
+pub fn has_lost(mount: &Path) -> bool {
+    std::fs::remove_file(mount.join(CANARY)).is_err()
 }
 
 /// Gives this thread mounts of its own, and with it what it starts. A namespace that somebody else

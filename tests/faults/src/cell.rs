@@ -6,7 +6,10 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What clients do. A workload that changes who is a member would be one more.
+/// How many members a cluster has if nothing is said.
+pub const USUAL_MEMBERS: usize = 3;
+
+/// What clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
@@ -24,7 +27,7 @@ pub enum Workload {
     Election,
 }
 
-/// What happens to the members. A power cut and failing I/O would be two more.
+/// What happens to the members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
@@ -47,6 +50,14 @@ pub enum Fault {
     SlowDisk,
     /// The disk of the leader or a follower has no space left.
     FullDisk,
+    /// Every operation of the leader's or a follower's disk fails.
+    IoError,
+    /// The leader or a follower loses its power, and what it had not synced.
+    PowerCut,
+    /// All of them do, at one moment.
+    PowerCutAll,
+    /// The leader or a follower is removed, and a new member takes its place.
+    Member,
     /// The wall clock of a member jumps by minutes, back and forth.
     ClockJump,
     /// A minority comes back with flipped bits in its files.
@@ -57,27 +68,36 @@ pub enum Fault {
     All,
 }
 
-/// A workload under a fault: `lock:partition-leader`.
+/// A workload under a fault: `lock:partition-leader`; with so many members: `lock:kill@5`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
     pub workload: Workload,
     pub fault: Fault,
+    /// As many as the command line says, if not given.
+    pub members: Option<usize>,
 }
 
 impl FromStr for Cell {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Cell, String> {
-        let (workload, fault) = text.split_once(':').ok_or("a cell is WORKLOAD:FAULT")?;
+        let (workload, fault) = text.split_once(':').ok_or("a cell is WORKLOAD:FAULT[@MEMBERS]")?;
+        let (fault, members) = match fault.split_once('@') {
+            None => (fault, None),
+            Some((fault, members)) => {
+                (fault, Some(members.parse().map_err(|_| format!("{members}: how many?"))?))
+            }
+        };
         let workload = Workload::from_str(workload, false)?;
-        Ok(Cell { workload, fault: Fault::from_str(fault, false)? })
+        Ok(Cell { workload, fault: Fault::from_str(fault, false)?, members })
     }
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (workload, fault) = self.names();
-        write!(f, "{workload}:{fault}")
+        write!(f, "{workload}:{fault}")?;
+        self.members.map_or(Ok(()), |members| write!(f, "@{members}"))
     }
 }
 
@@ -92,18 +112,32 @@ impl Cell {
 
     /// A name for files.
     pub fn file_name(&self) -> String {
-        self.to_string().replace(':', "-")
+        self.to_string().replace([':', '@'], "-")
+    }
+}
+
+impl Fault {
+    /// Whether it happens to a disk, of which each member then has its own.
+    pub fn needs_disks(self) -> bool {
+        matches!(
+            self,
+            Fault::SlowDisk
+                | Fault::FullDisk
+                | Fault::IoError
+                | Fault::PowerCut
+                | Fault::PowerCutAll
+                | Fault::All
+        )
     }
 }
 
 impl Workload {
-    /// How many acknowledged operations a second, while nothing is wrong, make a run a run. Locks,
-    /// elections and leases mostly wait, for each other and for time to pass.
+    /// How many acknowledged operations a second, while nothing is wrong, make a run a run. Leases
+    /// mostly wait for time to pass.
     pub fn least_rate(self) -> f64 {
         match self {
-            Workload::Register | Workload::Txn => 300.0,
-            Workload::Watch | Workload::Lock | Workload::Election => 200.0,
-            Workload::Lease => 50.0,
+            Workload::Lease => 200.0,
+            _ => 300.0,
         }
     }
 }
@@ -125,6 +159,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn cell(&self) -> Cell {
-        Cell { workload: self.workload, fault: self.fault }
+        let members = (self.members != USUAL_MEMBERS).then_some(self.members);
+        Cell { workload: self.workload, fault: self.fault, members }
     }
 }

@@ -1,10 +1,12 @@
-//! A file system for each member's data, small and in a file, whose device can be made slow.
+//! A file system for each member's data, small and in a file: it can be made slow, filled, and cut off.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use holdfast_client_tests::disks;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::shell::run;
@@ -12,14 +14,19 @@ use crate::shell::run;
 /// Where writes of a device are limited; a kernel that manages all resources by cgroup v2 has not.
 const THROTTLE: &str = "/sys/fs/cgroup/blkio/blkio.throttle.write_iops_device";
 
+/// A file system that nobody uses any more can be unmounted by then.
+const RELEASED: Duration = Duration::from_secs(10);
+
 /// What fills a disk.
 const BALLAST: &str = "ballast";
 
 /// Removed and unmounted with the runner's mount namespace.
 #[derive(Debug)]
 pub struct Disk {
+    image: PathBuf,
     mount: PathBuf,
-    device: String,
+    /// Another one after each mount.
+    device: Mutex<String>,
 }
 
 impl Disk {
@@ -28,22 +35,58 @@ impl Disk {
         let io = |e: std::io::Error| format!("{}: {e}", image.display());
         File::create(image).map_err(io)?.set_len(mib << 20).map_err(io)?;
         fs::create_dir_all(mount).map_err(io)?;
-        let (image, place) = (image.to_string_lossy(), mount.to_string_lossy());
         // Without reserved blocks, which root could still write to when it is full.
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", &image])?;
-        run("mount", &["-o", "loop", &image, &place])?;
+        run("mkfs.ext4", &["-q", "-F", "-m", "0", &image.to_string_lossy()])?;
+        let (image, mount) = (image.to_owned(), mount.to_owned());
+        let disk = Disk { image, mount, device: Mutex::default() };
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    /// It writes its journal every five minutes only, so that a power cut loses what was not synced.
+    fn mount(&self) -> Result<(), String> {
+        let (image, place) = (self.image.to_string_lossy(), self.mount.to_string_lossy());
+        run("mount", &["-o", "loop,commit=300", &image, &place])?;
         let device = run("findmnt", &["-n", "-o", "MAJ:MIN", "--mountpoint", &place])?;
-        let disk = Disk { mount: mount.to_owned(), device: device.trim().to_owned() };
+        *self.device.lock().expect("nothing panics with it") = device.trim().to_owned();
         if Path::new(THROTTLE).exists() {
             // A run that was killed may have left its limit on the same device.
-            disk.limit(0)?;
+            self.limit(0)?;
         }
-        Ok(disk)
+        Ok(())
+    }
+
+    /// From now on every operation fails, and what was not synced is gone.
+    pub fn cut_power(&self) -> Result<(), String> {
+        disks::shut_down(&self.mount).map_err(|e| format!("{}: {e}", self.mount.display()))
+    }
+
+    /// Mounts it again. Nobody may use it any more. Whether a write was lost that was not synced.
+    pub fn restore_power(&self) -> Result<bool, String> {
+        let place = self.mount.to_string_lossy();
+        let deadline = Instant::now() + RELEASED;
+        // A process that was killed may still be about to let go of it.
+        while let Err(why) = run("umount", &[&place]) {
+            if Instant::now() > deadline {
+                return Err(why);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // While the loop device lives, mounting would give the dead file system back.
+        while !run("losetup", &["-j", &self.image.to_string_lossy()])?.is_empty() {
+            if Instant::now() > deadline {
+                return Err(format!("the loop device of {} stays", self.image.display()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.mount()?;
+        Ok(disks::has_lost(&self.mount))
     }
 
     /// Lets through so many writes a second, all of them with 0.
     pub fn limit(&self, writes_a_second: u32) -> Result<(), String> {
-        let text = format!("{} {writes_a_second}", self.device);
+        let device = self.device.lock().expect("nothing panics with it").clone();
+        let text = format!("{device} {writes_a_second}");
         fs::write(THROTTLE, text).map_err(|e| format!("{THROTTLE}: {e}"))
     }
 

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! faults run --workload lock --fault partition-leader --seconds 45 --out DIR
-//! faults matrix --cells "lock:partition-leader register:kill" --seconds 45 --out DIR
+//! faults matrix --cells "lock:partition-leader register:kill@5" --seconds 45 --out DIR
+//! faults matrix --turn 17 --seconds 45 --out DIR
 //! faults check DIR
 //! faults report DIR
 //! ```
@@ -20,6 +21,7 @@ mod nemesis;
 mod net;
 mod record;
 mod report;
+mod rotation;
 mod run;
 mod shell;
 mod verdict;
@@ -62,9 +64,12 @@ enum Command {
     },
     /// Runs several cells and says of each what came out.
     Matrix {
-        /// WORKLOAD:FAULT, with spaces between them.
-        #[arg(long)]
+        /// WORKLOAD:FAULT or WORKLOAD:FAULT@MEMBERS, with spaces between them.
+        #[arg(long, required_unless_present = "turn", default_value = "")]
         cells: String,
+        /// Without cells: eight of all there are, those of this turn.
+        #[arg(long)]
+        turn: Option<usize>,
         /// Where the records go, a directory each.
         #[arg(long)]
         out: PathBuf,
@@ -85,7 +90,7 @@ pub struct Options {
     /// How long clients work.
     #[arg(long, default_value_t = 45)]
     seconds: u64,
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = cell::USUAL_MEMBERS)]
     members: usize,
     /// Of all choices; a new one if not given.
     #[arg(long)]
@@ -115,12 +120,16 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<u8, String> {
     match command {
         Command::Run { workload, fault, out, options } => {
-            run_cell(Cell { workload, fault }, &out, &options)
+            run_cell(Cell { workload, fault, members: Some(options.members) }, &out, &options)
         }
-        Command::Matrix { cells, out, at_once, options } => {
+        Command::Matrix { cells, turn, out, at_once, options } => {
             let cells: Result<Vec<Cell>, String> =
                 cells.split_whitespace().map(str::parse).collect();
-            matrix::run(&cells?, &out, at_once, &options)
+            let mut cells = cells?;
+            if let Some(turn) = turn.filter(|_| cells.is_empty()) {
+                cells = rotation::turn(turn);
+            }
+            matrix::run(&cells, &out, at_once, &options)
         }
         Command::Check { dir } => {
             let judgement = judge(&dir)?;
@@ -156,7 +165,7 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
         version: run::version_of(&binary)?,
         binary: binary.to_string_lossy().into_owned(),
     };
-    println!("{cell} for {} s, seed {}, {}", setup.seconds, setup.seed, setup.version);
+    println!("{} for {} s, seed {}, {}", setup.cell(), setup.seconds, setup.seed, setup.version);
     std::fs::create_dir_all(out).map_err(|e| format!("{}: {e}", out.display()))?;
     let out = out.canonicalize().map_err(|e| e.to_string())?;
     let runtime =

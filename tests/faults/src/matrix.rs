@@ -76,7 +76,7 @@ fn start(cell: Cell, again: bool, out: &Path, options: &Options) -> Result<Child
     let again = if again { "-again" } else { "" };
     command.arg(out.join(format!("{}{again}", cell.file_name())));
     command.args(["--seconds", &options.seconds.to_string()]);
-    command.args(["--members", &options.members.to_string()]);
+    command.args(["--members", &cell.members.unwrap_or(options.members).to_string()]);
     if let Some(seed) = options.seed {
         command.args(["--seed", &seed.to_string()]);
     }

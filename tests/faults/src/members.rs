@@ -81,6 +81,18 @@ impl Members {
         self.members[member].environment.push((variable.to_owned(), value.to_owned()));
     }
 
+    /// From its next start on, a member has another value of this flag.
+    pub fn set_flag(&mut self, member: usize, flag: &str, value: &str) {
+        let arguments = &mut self.members[member].arguments;
+        let at = arguments.iter().position(|a| a.strip_prefix("--") == Some(flag));
+        arguments[1 + at.expect("every member is started with it")] = value.to_owned();
+    }
+
+    /// Where the others reach a member.
+    pub fn peer_url(&self, member: usize) -> String {
+        format!("http://{}:{PEERS}", address(member))
+    }
+
     /// The directory, or the mount, with the data of a member.
     pub fn data(&self, member: usize) -> &Path {
         &self.members[member].data

@@ -52,7 +52,7 @@ pub async fn run(setup: &Setup, dir: &Path) -> Result<(), String> {
     let binary = PathBuf::from(&setup.binary);
     let mut members = Members::prepare(dir, &binary, &net, setup.members, &flags);
     let mut disks = Vec::new();
-    if matches!(setup.fault, Fault::SlowDisk | Fault::FullDisk | Fault::All) {
+    if setup.fault.needs_disks() {
         for member in 0..setup.members {
             let image = dir.join(format!("disk-{member}.img"));
             disks.push(Disk::make(&image, members.data(member), DISK_MIB)?);

@@ -190,6 +190,12 @@ impl Judge<'_> {
             }
         }
         let count = self.deeds.iter().filter(|d| matches!(d.what, What::TookHold { .. })).count();
+        let began = self.deeds.iter().find(|d| matches!(d.what, What::Begins { .. }));
+        let over = self.deeds.iter().find(|d| matches!(d.what, What::Over));
+        if let (Some(began), Some(over)) = (began, over) {
+            let hours = over.at.saturating_duration_since(began.at).as_secs_f64() / 3600.0;
+            self.facts.push(format!("{count} faults, {:.0} an hour", count as f64 / hours));
+        }
         let least = match (self.setup.fault, self.setup.seconds >= LONG_SECONDS) {
             (Fault::None, _) => 0,
             (Fault::Snapshot, _) => 1,

@@ -8,7 +8,9 @@
 //! Everything is noted as it happens. A fault that cannot be shown to be there makes the run invalid.
 
 mod clock;
+mod membership;
 mod network;
+mod power;
 mod process;
 mod storage;
 
@@ -28,9 +30,9 @@ use crate::record::{Deeds, What, millis};
 use crate::witness::Witnesses;
 
 /// How long a fault lasts at least, in milliseconds.
-const HOLD_MS: std::ops::Range<u64> = 3000..5500;
+const HOLD_MS: std::ops::Range<u64> = 2500..4500;
 /// Between two faults.
-const BETWEEN_MS: std::ops::Range<u64> = 1000..2500;
+const BETWEEN_MS: std::ops::Range<u64> = 500..1500;
 /// While a majority is well, it serves within this time: two election timeouts and a second are
 /// promised, and the rest is for connections that must notice and a machine that is busy.
 const MEANWHILE: Duration = Duration::from_secs(10);
@@ -48,6 +50,10 @@ const EACH: &[Fault] = &[
     Fault::Lossy,
     Fault::SlowDisk,
     Fault::FullDisk,
+    Fault::IoError,
+    Fault::PowerCut,
+    Fault::PowerCutAll,
+    Fault::Member,
     Fault::Corruption,
     Fault::Snapshot,
 ];
@@ -85,6 +91,12 @@ enum Undo {
     /// There is space again, for this member.
     Free(usize),
     SetClock(usize),
+    /// These have power again.
+    Power(Vec<usize>),
+    /// This member has a disk that works.
+    Repair(usize),
+    /// Nothing: a new member is in the place of this one, whose id was this.
+    Replaced(usize, u64),
     /// A member that was damaged: if it refused to start, it gets its files back from here.
     Restore(usize, std::path::PathBuf),
     /// A member that has to be sent a snapshot when it comes back, and what it has now.
@@ -147,7 +159,7 @@ impl<'a> Nemesis<'a> {
             }
         };
         tokio::join!(hold, meanwhile);
-        self.confirm(fault, &targets, &undo);
+        self.confirm(fault, &targets, &undo).await;
         let after = match self.undo(undo).await {
             Ok((how, after)) => {
                 self.deeds.note(What::Healed { how });
@@ -179,6 +191,7 @@ impl<'a> Nemesis<'a> {
     fn next_of_all(&mut self) -> Fault {
         if self.left.is_empty() {
             self.left = EACH.to_vec();
+            self.left.retain(|fault| *fault != Fault::SlowDisk || crate::disks::can_be_slow());
             self.left.shuffle(&mut self.random);
         }
         self.left.pop().expect("just filled")
@@ -198,6 +211,9 @@ impl<'a> Nemesis<'a> {
             | Fault::Lossy => self.disconnect(fault, leader),
             Fault::SlowDisk => self.slow_disk(leader),
             Fault::FullDisk => self.fill_disk(leader),
+            Fault::IoError => self.break_disk(leader),
+            Fault::PowerCut | Fault::PowerCutAll => self.cut_power(fault, leader),
+            Fault::Member => self.replace(leader).await,
             Fault::ClockJump => self.jump(leader),
             Fault::Corruption => self.corrupt(leader).await,
             Fault::Snapshot => self.leave_behind(leader).await,
@@ -220,14 +236,16 @@ impl<'a> Nemesis<'a> {
     }
 
     /// Notes what shows that the fault is there, while it is.
-    fn confirm(&mut self, fault: Fault, targets: &[usize], undo: &Undo) {
+    async fn confirm(&mut self, fault: Fault, targets: &[usize], undo: &Undo) {
         let shown = match undo {
-            Undo::Restart(_) => self.confirm_killed(targets),
+            Undo::Restart(_) | Undo::Power(_) => self.confirm_killed(targets),
             Undo::Resume(_) => self.confirm_paused(targets),
             Undo::Connect => self.confirm_disconnected(),
             Undo::Fast(member) => self.confirm_slow(*member),
             Undo::Free(member) => self.confirm_full(*member),
             Undo::SetClock(member) => self.confirm_jumped(*member),
+            Undo::Repair(member) => self.confirm_broken(*member),
+            Undo::Replaced(member, old) => self.confirm_replaced(*member, *old).await,
             Undo::Restore(member, _) => self.confirm_corrupted(*member),
             // It shows when the member is back.
             Undo::Snapshot(..) => return,
@@ -262,6 +280,12 @@ impl<'a> Nemesis<'a> {
             }
             Undo::Free(member) => self.free_disk(member)?,
             Undo::SetClock(member) => self.set_clock_right(member)?,
+            Undo::Power(members) => self.restore_power(&members)?,
+            Undo::Repair(member) => {
+                self.members.kill(member);
+                self.restore_power(&[member])?
+            }
+            Undo::Replaced(member, _) => format!("{member} is another member"),
             Undo::Restore(member, saved) => self.restore(member, &saved)?,
             Undo::Snapshot(member, before) => {
                 self.members.start(member)?;

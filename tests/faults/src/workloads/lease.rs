@@ -22,7 +22,7 @@ use crate::record::Outcome;
 use crate::witness::Told;
 
 const PREFIX: &str = "l/";
-const TENANTS_A_MEMBER: usize = 20;
+const TENANTS_A_MEMBER: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(50);
 

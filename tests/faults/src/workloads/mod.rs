@@ -17,8 +17,8 @@ use crate::record::{Line, Outcome, Span, millis};
 
 /// Clients of the lock service and candidates, and the names they share: enough that some always
 /// wait, and that nobody waits for long.
-const HOLDERS: usize = 24;
-const NAMES: usize = 8;
+const HOLDERS: usize = 36;
+const NAMES: usize = 12;
 
 const LOCKS: &[Manner] = &[Manner::Lock, Manner::LockWithoutLease, Manner::Recipe];
 const CANDIDATES: &[Manner] = &[Manner::Campaign];
