@@ -22,7 +22,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::calls::Sent;
 use super::{Failure, Node, Room, locked};
 use crate::machine::{Command, Entry};
-use crate::mutant;
 use crate::pb::peer::{Frame, forward_server};
 use crate::raft::types::OnRefused;
 use crate::raft::{frame, links};
@@ -169,8 +168,7 @@ impl Node {
         };
         let stands = |now: ProposalStream| now.number == stream.number;
         while self.forwarder.stream(stream.term).is_some_and(stands) {
-            let guess = mutant::is("forwarded-twice");
-            if guess || self.propose_over(&stream, Command::Tick).await.is_ok() {
+            if self.propose_over(&stream, Command::Tick).await.is_ok() {
                 self.shared.calls.revive(lost);
                 // Wakes the router.
                 self.forwarder.stream.send_modify(|_| {});

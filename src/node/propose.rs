@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::calls::{Answer, AnswerReceiver, Sent};
 use super::{Failure, Node};
 use crate::machine::{Command, Entry, Origin, Principal};
+use crate::mutant;
 use crate::raft::types::{OnRefused, Payload, ProposalResponder};
 use crate::types::Timestamp;
 
@@ -142,7 +143,8 @@ impl Node {
         loop {
             let now = *role.borrow_and_update();
             streams.borrow_and_update();
-            self.shared.calls.revive(|sent| sent.term < now.applied_term);
+            let guess = mutant::is("forwarded-twice");
+            self.shared.calls.revive(|it| it.term < now.applied_term || guess && it.stream != 0);
             for id in self.shared.calls.unsent() {
                 self.send(id).await;
             }

@@ -14,6 +14,8 @@ use crate::member;
 
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_millis(5_000);
+/// Too short for an election, and long enough to lose what is under way.
+const MOMENT: std::ops::Range<Duration> = Duration::from_millis(20)..Duration::from_millis(400);
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +34,8 @@ pub enum Fault {
     Crash(Vec<usize>, End),
     /// Nothing passes between these and the others; what was on its way is lost.
     Partition(Vec<usize>),
+    /// The same for a moment: connections break, and whoever leads goes on.
+    Glitch(usize),
     /// These hear nobody, but are heard; or the other way round.
     Deaf(usize),
     Mute(usize),
@@ -49,7 +53,7 @@ pub struct Trouble {
 
 impl Trouble {
     pub fn draw(dice: &mut StdRng, cluster: &Cluster) -> Trouble {
-        let lasts = dice.random_range(SHORTEST..LONGEST);
+        let mut lasts = dice.random_range(SHORTEST..LONGEST);
         let members = cluster.members();
         let minority = (members - 1) / 2;
         let one = match cluster.record.leader.get() {
@@ -67,7 +71,7 @@ impl Trouble {
             0 => Survival::Nothing,
             _ => Survival::Some(seed),
         };
-        let fault = match dice.random_range(0..12) {
+        let fault = match dice.random_range(0..15) {
             0 => Fault::Crash(vec![one], End::Kill),
             1 => Fault::Crash(several, End::PowerCut(survival)),
             torn @ (2 | 3) => {
@@ -81,6 +85,10 @@ impl Trouble {
             8 => Fault::Deaf(one),
             9 => Fault::Mute(one),
             10 => Fault::Hold(several),
+            11..14 => {
+                lasts = dice.random_range(MOMENT);
+                Fault::Glitch(one)
+            }
             _ => Fault::Slow(
                 dice.random_range(Duration::from_millis(20)..Duration::from_millis(400)),
             ),
@@ -98,6 +106,11 @@ impl Trouble {
             Fault::Crash(members, end) => cluster.crash(sim, members, *end),
             Fault::Partition(members) => {
                 for (a, b) in cluster.across(members) {
+                    sim.partition(a, b);
+                }
+            }
+            Fault::Glitch(member) => {
+                for (a, b) in cluster.across(&[*member]) {
                     sim.partition(a, b);
                 }
             }
@@ -131,7 +144,9 @@ impl Trouble {
                 }
             }
             Fault::Partition(members) => repair(sim, cluster, members),
-            Fault::Deaf(member) | Fault::Mute(member) => repair(sim, cluster, &[*member]),
+            Fault::Glitch(member) | Fault::Deaf(member) | Fault::Mute(member) => {
+                repair(sim, cluster, &[*member]);
+            }
             Fault::Hold(members) => {
                 for (a, b) in cluster.across(members) {
                     sim.release(a, b);
