@@ -13,7 +13,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_skiplist::SkipMap;
 
 use crate::machine::Record;
@@ -28,8 +28,9 @@ const GONE_PART: usize = 4;
 
 #[derive(Default)]
 pub struct Journal {
-    /// By the revision of the first record that was ever in the chunk.
-    chunks: SkipMap<Revision, Arc<Chunk>>,
+    /// By the revision of the first record that was ever in the chunk. A chunk is replaced in its
+    /// place: were it taken out first, a reader who comes by would miss what is left of it.
+    chunks: SkipMap<Revision, ArcSwap<Chunk>>,
     /// The last one, if it has room.
     open: ArcSwapOption<Chunk>,
 }
@@ -105,11 +106,12 @@ impl Chunk {
         filled.partition_point(is_before)
     }
 
-    /// Marks the record of `revision` as gone. Whether it was there.
+    /// Marks the record of `revision` as gone, for readers to see after the compaction that allows it.
+    /// Whether it was there.
     fn remove(&self, revision: Revision) -> bool {
         let at = self.before(revision);
         let found = at < self.len() && self.entry(at).revision() == revision;
-        let removed = found && !self.slots[at].gone.swap(true, Ordering::Relaxed);
+        let removed = found && !self.slots[at].gone.swap(true, Ordering::Release);
         if removed {
             self.gone.fetch_add(1, Ordering::Relaxed);
         }
@@ -143,7 +145,7 @@ impl Journal {
         }
         let chunk = Arc::new(Chunk::new(entry.revision(), CHUNK_RECORDS));
         chunk.push(entry);
-        self.chunks.insert(chunk.first, chunk.clone());
+        self.chunks.insert(chunk.first, ArcSwap::new(chunk.clone()));
         self.open.store((!chunk.is_full()).then_some(chunk));
     }
 
@@ -153,7 +155,7 @@ impl Journal {
         let last = self.chunks.upper_bound(Bound::Excluded(&end))?;
         let mut chunks = std::iter::successors(Some(last), |chunk| chunk.prev());
         chunks.find_map(|chunk| {
-            let chunk = chunk.value();
+            let chunk = chunk.value().load();
             let entry = (0..chunk.before(end)).rev().find_map(|at| chunk.get(at))?;
             Some((entry.revision().main, entry.obsolete_bytes))
         })
@@ -161,21 +163,22 @@ impl Journal {
 
     pub fn remove(&self, record: &Record) {
         let revision = record.mod_revision();
-        let Some(chunk) = self.chunks.upper_bound(Bound::Included(&revision)) else { return };
-        let chunk = chunk.value();
+        let Some(place) = self.chunks.upper_bound(Bound::Included(&revision)) else { return };
+        let chunk = place.value().load();
         // The open one is looked at when it is full.
         if chunk.remove(revision) && chunk.is_full() {
-            self.tidy(chunk);
+            self.tidy(&chunk);
         }
     }
 
     /// Frees what is gone of a full chunk, if it is enough.
     fn tidy(&self, chunk: &Chunk) {
-        if chunk.is_scant() {
-            match chunk.remainder() {
-                Some(remainder) => _ = self.chunks.insert(chunk.first, Arc::new(remainder)),
-                None => _ = self.chunks.remove(&chunk.first),
-            }
+        let Some(place) = self.chunks.get(&chunk.first).filter(|_| chunk.is_scant()) else {
+            return;
+        };
+        match chunk.remainder() {
+            Some(remainder) => place.value().store(Arc::new(remainder)),
+            None => _ = place.remove(),
         }
     }
 
@@ -185,17 +188,19 @@ impl Journal {
             .chunks
             .upper_bound(Bound::Included(&from))
             .or_else(|| self.chunks.lower_bound(Bound::Excluded(&from)));
-        let mut at = next.as_ref().map_or(0, |chunk| chunk.value().before(from));
+        let mut chunk = next.as_ref().map(|place| place.value().load_full());
+        let mut at = chunk.as_ref().map_or(0, |chunk| chunk.before(from));
         std::iter::from_fn(move || {
             loop {
-                let chunk = next.as_ref()?;
-                if at == chunk.value().len() {
-                    next = chunk.next();
+                let present = chunk.as_ref()?;
+                if at == present.len() {
+                    next = next.take().and_then(|place| place.next());
+                    chunk = next.as_ref().map(|place| place.value().load_full());
                     at = 0;
                     continue;
                 }
                 at += 1;
-                let Some(entry) = chunk.value().get(at - 1) else { continue };
+                let Some(entry) = present.get(at - 1) else { continue };
                 return (entry.revision() <= to).then(|| entry.record.clone());
             }
         })
@@ -279,9 +284,33 @@ mod tests {
         for main in 1..=97 {
             journal.remove(&record(Revision::first_of(main), &[]));
         }
-        let kept: usize = journal.chunks.iter().map(|chunk| chunk.value().len()).sum();
+        let kept: usize = journal.chunks.iter().map(|chunk| chunk.value().load().len()).sum();
         assert!(kept < 20, "{kept} records are kept for 3");
         assert_eq!(mains(&journal, 0, 200), [98, 99, 100]);
+    }
+
+    /// Every seventh record stays. Whoever reads sees all of these, whatever chunks do meanwhile.
+    #[test]
+    fn what_stays_is_seen_while_chunks_are_replaced() {
+        const RECORDS: i64 = 20_000;
+        let journal = Journal::default();
+        for main in 1..=RECORDS {
+            journal.insert(record(Revision::first_of(main), b""), 0);
+        }
+        let stays = |main: &i64| main % 7 == 0;
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let seen = mains(&journal, 0, RECORDS).into_iter().filter(stays);
+                    assert!(seen.eq((1..=RECORDS).filter(stays)));
+                }
+            });
+            for main in (1..=RECORDS).filter(|main| !stays(main)) {
+                journal.remove(&record(Revision::first_of(main), b""));
+            }
+            done.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]
