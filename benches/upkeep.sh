@@ -9,6 +9,7 @@
 #   KEYS       how many, of 256 bytes each; the learner gets them all  (100000)
 #   REVISIONS  how many are compacted                                  (900000)
 #   SECONDS_EACH  how long each load runs                              (20)
+#   STORES     which are measured                                      (etcd holdfast)
 #   CLIENTS    of the load                                             (16)
 #   BASE_PORT  the first of the eight ports                            (24890)
 set -euo pipefail
@@ -21,6 +22,7 @@ revisions=${REVISIONS:-900000}
 seconds=${SECONDS_EACH:-20}
 clients=${CLIENTS:-16}
 base_port=${BASE_PORT:-24890}
+stores=${STORES:-etcd holdfast}
 work_dir=$(mktemp -d)
 pids=()
 
@@ -119,5 +121,13 @@ measure() {
 
 echo "| $keys keys, $revisions revisions | beside | op/s | p50 ms | p99 ms | it took s |"
 echo "| --- | --- | --: | --: | --: | --: |"
-measure etcd "$etcd_bin"
-measure holdfast "$holdfast_bin"
+for store in $stores; do
+    case $store in
+    etcd) measure etcd "$etcd_bin" ;;
+    holdfast) measure holdfast "$holdfast_bin" ;;
+    *)
+        echo "no such store: $store" >&2
+        exit 2
+        ;;
+    esac
+done
