@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use arc_swap::ArcSwapAny;
 use bytes::Bytes;
 use triomphe::ThinArc;
 
@@ -22,6 +23,12 @@ struct Head {
     main: i64,
     sub: u32,
     key_bytes: u32,
+}
+
+impl Head {
+    fn mod_revision(&self) -> Revision {
+        Revision::new(self.main, self.sub)
+    }
 }
 
 /// What a record is made of.
@@ -118,8 +125,7 @@ impl Record {
     }
 
     pub fn mod_revision(&self) -> Revision {
-        let Head { main, sub, .. } = *self.head();
-        Revision::new(main, sub)
+        self.head().mod_revision()
     }
 
     pub fn version(&self) -> i64 {
@@ -182,6 +188,30 @@ impl fmt::Debug for Record {
             .field("version", &parts.version)
             .field("lease", &parts.lease)
             .finish()
+    }
+}
+
+/// A place for one record, of the size of a pointer: one thread writes, any number read, none waits.
+#[derive(Default)]
+pub struct Place(ArcSwapAny<Option<ThinArc<Head, u8>>>);
+
+impl Place {
+    pub fn get(&self) -> Option<Record> {
+        self.0.load_full().map(Record)
+    }
+
+    pub fn set(&self, record: Option<Record>) {
+        self.0.store(record.map(|record| record.0));
+    }
+
+    pub fn take(&self) -> Option<Record> {
+        self.0.swap(None).map(Record)
+    }
+
+    /// The revision of the record that is there.
+    pub fn mod_revision(&self) -> Option<Revision> {
+        let record = self.0.load();
+        record.as_ref().map(|record| record.header.header.mod_revision())
     }
 }
 

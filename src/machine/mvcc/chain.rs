@@ -1,9 +1,12 @@
 //! The records of one key, safe to read while the one writer adds and removes.
 //!
 //! ```text
-//! head -> @9 -> @7 -> @4 -> @2          each record leads to the one before it,
-//!          `----------^                 and some lead far back
+//! newest -> @9 -> @7 -> @4    @2 first     each record leads to the one before it,
+//!            `-----------^                 and some lead far back
 //! ```
+//!
+//! Most keys are written once, and a store of a million of them should not pay for what the others
+//! need: the first record stands in the chain itself, behind all that lead to each other.
 //!
 //! Adding a record takes one step. A record of any age is found in O(log n) steps, for every record
 //! also knows one further back, chosen as Myers does in "An applicative random-access stack" (1983):
@@ -22,18 +25,24 @@ use hashbrown::HashTable;
 use triomphe::ThinArc;
 
 use crate::machine::Record;
+use crate::machine::record::Place;
 use crate::types::Revision;
 
 /// The history of one key. A clone is the same history. It compares and borrows as its key.
 #[derive(Clone)]
 pub struct Chain(ThinArc<Head, u8>);
 
-/// The newest record; `None` when all are removed.
-type Head = ArcSwapOption<Node>;
+#[derive(Default)]
+struct Head {
+    /// The newest record, unless that is the first.
+    newest: ArcSwapOption<Node>,
+    /// The record that came when there was none, until it is removed.
+    first: Place,
+}
 
 struct Node {
     record: Record,
-    /// How many records were ever added to the chain up to this one.
+    /// How many records were ever added to the chain up to this one, the first not counted.
     depth: u64,
     older: ArcSwapOption<Node>,
     /// One further back, or the same.
@@ -48,7 +57,7 @@ impl Node {
     /// The node that is added on top of `newest`.
     fn on(newest: Option<Arc<Node>>, record: Record) -> Node {
         let Some(newest) = newest else {
-            return Node { record, depth: 1, older: Head::empty(), back: Weak::new() };
+            return Node { record, depth: 1, older: ArcSwapOption::empty(), back: Weak::new() };
         };
         let depth = newest.depth + 1;
         // Two steps back of equal length become one of twice that and one.
@@ -74,7 +83,7 @@ impl Drop for Node {
 
 impl Chain {
     pub fn new(key: &[u8]) -> Chain {
-        Chain(ThinArc::from_header_and_slice(Head::empty(), key))
+        Chain(ThinArc::from_header_and_slice(Head::default(), key))
     }
 
     pub fn key(&self) -> &[u8] {
@@ -82,7 +91,7 @@ impl Chain {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.head().load().is_none()
+        self.head().newest.load().is_none() && self.head().first.mod_revision().is_none()
     }
 
     fn head(&self) -> &Head {
@@ -91,70 +100,86 @@ impl Chain {
 
     /// Adds the newest record.
     pub fn push(&self, record: Record) {
-        let newest = self.head().load_full();
-        self.head().store(Some(Arc::new(Node::on(newest, record))));
+        let Head { newest, first } = self.head();
+        let before = newest.load_full();
+        if before.is_none() && first.mod_revision().is_none() {
+            first.set(Some(record));
+        } else {
+            newest.store(Some(Arc::new(Node::on(before, record))));
+        }
     }
 
     /// The newest record of all.
     pub fn last(&self) -> Option<Record> {
-        self.head().load().as_ref().map(|newest| newest.record.clone())
+        match &*self.head().newest.load() {
+            Some(newest) => Some(newest.record.clone()),
+            None => self.head().first.get(),
+        }
     }
 
     /// The newest record that is no younger than `at`; it may be a tombstone.
     pub fn newest(&self, at: Revision) -> Option<Record> {
-        let head = self.head().load();
-        let newest = head.as_ref()?;
-        if !newest.is_after(at) {
-            return Some(newest.record.clone());
+        if let Some(newest) = &*self.head().newest.load() {
+            if !newest.is_after(at) {
+                return Some(newest.record.clone());
+            }
+            if let Some(before) = &*last_after(newest, at).older.load() {
+                return Some(before.record.clone());
+            }
         }
-        let before = last_after(newest, at).older.load();
-        before.as_ref().map(|node| node.record.clone())
+        self.first(at)
+    }
+
+    /// The first record, if it is there and no younger than `at`.
+    fn first(&self, at: Revision) -> Option<Record> {
+        self.head().first.get().filter(|first| first.mod_revision() <= at)
+    }
+
+    /// The newest node that is no younger than `at`.
+    fn node(&self, at: Revision) -> Option<Arc<Node>> {
+        match self.head().newest.load_full() {
+            Some(newest) if newest.is_after(at) => last_after(&newest, at).older.load_full(),
+            newest => newest,
+        }
     }
 
     /// The records from `at` on backward, newest first.
     pub fn from(&self, at: Revision) -> impl Iterator<Item = Record> {
-        let head = self.head().load_full();
-        let mut next = match head {
-            Some(newest) if newest.is_after(at) => last_after(&newest, at).older.load_full(),
-            newest => newest,
-        };
-        std::iter::from_fn(move || {
-            let node = next.take()?;
-            next = node.older.load_full();
-            Some(node.record.clone())
-        })
+        let nodes = std::iter::successors(self.node(at), |node| node.older.load_full());
+        let first = std::iter::once_with(move || self.first(at)).flatten();
+        nodes.map(|node| node.record.clone()).chain(first)
     }
 
     /// Removes the records before `revision` and returns them, newest first. The one of `revision` is
     /// there.
     pub fn cut_before(&self, revision: Revision) -> Vec<Record> {
         let mut cut = Vec::new();
-        let Some(newest) = self.head().load_full() else { return cut };
-        let first = if newest.is_after(revision) {
-            last_after(&newest, revision).older.load_full()
-        } else {
-            Some(newest)
-        };
-        let mut next = first.and_then(|node| node.older.swap(None));
+        let Some(kept) = self.node(revision) else { return cut };
+        let mut next = kept.older.swap(None);
         while let Some(node) = next {
             cut.push(node.record.clone());
             next = node.older.load_full();
         }
+        cut.extend(self.head().first.take());
         cut
     }
 
     /// Removes the record of `revision` and all before it. Whether none is left.
     pub fn cut(&self, revision: Revision) -> bool {
-        match self.head().load_full() {
+        let Head { newest, first } = self.head();
+        match newest.load_full() {
             Some(newest) if newest.is_after(revision) => {
                 last_after(&newest, revision).older.store(None);
-                false
+                first.set(None);
             }
-            _ => {
-                self.head().store(None);
-                true
+            Some(_) => {
+                newest.store(None);
+                first.set(None);
             }
+            None if self.first(revision).is_some() => first.set(None),
+            None => {}
         }
+        self.is_empty()
     }
 }
 
@@ -285,7 +310,7 @@ mod tests {
     #[test]
     fn a_record_of_any_age_is_near() {
         let chain = chain(100_000);
-        let newest = chain.head().load_full().unwrap();
+        let newest = chain.head().newest.load_full().unwrap();
         for at in (1..200_000).step_by(997) {
             let at = Revision::last_of(at);
             let (mut node, mut steps) = (newest.clone(), 0);

@@ -10,13 +10,14 @@
 //! costs no search, and what is gone but still in memory is bounded.
 
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_skiplist::SkipMap;
 
 use crate::machine::Record;
+use crate::machine::record::Place;
 use crate::types::Revision;
 
 /// A chunk is full at this many records, or when they hold this many bytes.
@@ -43,28 +44,28 @@ struct Chunk {
     gone: AtomicUsize,
 }
 
+/// A record and what was said of it, in two words: there is one for each record of the history.
 #[derive(Default)]
 struct Slot {
-    entry: OnceLock<Entry>,
-    gone: AtomicBool,
+    record: Place,
+    /// What a compaction at the record's revision removes of all that came before it, in bytes, and
+    /// [`GONE`] when the record is removed.
+    obsolete_bytes: AtomicU64,
 }
 
-#[derive(Clone)]
-struct Entry {
-    record: Record,
-    /// What a compaction at the record's revision removes of all that came before it.
-    obsolete_bytes: u64,
-}
+const GONE: u64 = 1 << 63;
 
-impl Entry {
+impl Slot {
+    fn is_gone(&self) -> bool {
+        self.obsolete_bytes.load(Ordering::Relaxed) & GONE != 0
+    }
+
     fn revision(&self) -> Revision {
-        self.record.mod_revision()
-    }
-
-    fn bytes(&self) -> usize {
-        self.record.key().len() + self.record.value().len()
+        self.record.mod_revision().expect(FILLED)
     }
 }
+
+const FILLED: &str = "slots are filled before they are counted";
 
 impl Chunk {
     fn new(first: Revision, slots: usize) -> Chunk {
@@ -73,11 +74,12 @@ impl Chunk {
         Chunk { first, slots, filled, bytes, gone }
     }
 
-    /// Adds an entry behind all others. Only the writer does.
-    fn push(&self, entry: Entry) {
-        let (at, bytes) = (self.filled.load(Ordering::Relaxed), entry.bytes());
-        assert!(self.slots[at].entry.set(entry).is_ok(), "one thread writes");
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Adds a record behind all others. Only the writer does.
+    fn push(&self, record: Record, obsolete_bytes: u64) {
+        let at = self.filled.load(Ordering::Relaxed);
+        self.bytes.fetch_add(record.key().len() + record.value().len(), Ordering::Relaxed);
+        self.slots[at].obsolete_bytes.store(obsolete_bytes, Ordering::Relaxed);
+        self.slots[at].record.set(Some(record));
         self.filled.store(at + 1, Ordering::Release);
     }
 
@@ -90,28 +92,29 @@ impl Chunk {
         self.filled.load(Ordering::Acquire)
     }
 
-    fn entry(&self, at: usize) -> &Entry {
-        self.slots[at].entry.get().expect("slots are filled before they are counted")
+    /// The slots that are filled.
+    fn filled(&self) -> &[Slot] {
+        &self.slots[..self.len()]
     }
 
-    /// The entry at `at`, unless its record is removed.
-    fn get(&self, at: usize) -> Option<&Entry> {
-        (!self.slots[at].gone.load(Ordering::Relaxed)).then(|| self.entry(at))
+    /// Those of records that are not removed.
+    fn present(&self) -> impl Iterator<Item = &Slot> {
+        self.filled().iter().filter(|slot| !slot.is_gone())
     }
 
-    /// How many entries, removed ones too, lie before `revision`.
+    /// How many records, removed ones too, lie before `revision`.
     fn before(&self, revision: Revision) -> usize {
-        let filled = &self.slots[..self.len()];
-        let is_before = |slot: &Slot| slot.entry.get().is_some_and(|it| it.revision() < revision);
-        filled.partition_point(is_before)
+        self.filled().partition_point(|slot| slot.revision() < revision)
     }
 
     /// Marks the record of `revision` as gone, for readers to see after the compaction that allows it.
     /// Whether it was there.
     fn remove(&self, revision: Revision) -> bool {
-        let at = self.before(revision);
-        let found = at < self.len() && self.entry(at).revision() == revision;
-        let removed = found && !self.slots[at].gone.swap(true, Ordering::Release);
+        let slot = self.filled().get(self.before(revision));
+        let removed = slot.is_some_and(|slot| {
+            slot.revision() == revision
+                && slot.obsolete_bytes.fetch_or(GONE, Ordering::Release) & GONE == 0
+        });
         if removed {
             self.gone.fetch_add(1, Ordering::Relaxed);
         }
@@ -124,9 +127,12 @@ impl Chunk {
 
     /// What is left of it; `None` if nothing is.
     fn remainder(&self) -> Option<Chunk> {
-        let left = (0..self.len()).filter_map(|at| self.get(at)).count();
+        let left = self.present().count();
         let remainder = Chunk::new(self.first, left);
-        (0..self.len()).filter_map(|at| self.get(at)).for_each(|it| remainder.push(it.clone()));
+        for slot in self.present() {
+            let record = slot.record.get().expect(FILLED);
+            remainder.push(record, slot.obsolete_bytes.load(Ordering::Relaxed));
+        }
         (left > 0).then_some(remainder)
     }
 }
@@ -134,17 +140,16 @@ impl Chunk {
 impl Journal {
     /// Adds a record behind all others.
     pub fn insert(&self, record: Record, obsolete_bytes: u64) {
-        let entry = Entry { record, obsolete_bytes };
         if let Some(open) = &*self.open.load() {
-            open.push(entry);
+            open.push(record, obsolete_bytes);
             if open.is_full() {
                 self.open.store(None);
                 self.tidy(open);
             }
             return;
         }
-        let chunk = Arc::new(Chunk::new(entry.revision(), CHUNK_RECORDS));
-        chunk.push(entry);
+        let chunk = Arc::new(Chunk::new(record.mod_revision(), CHUNK_RECORDS));
+        chunk.push(record, obsolete_bytes);
         self.chunks.insert(chunk.first, ArcSwap::new(chunk.clone()));
         self.open.store((!chunk.is_full()).then_some(chunk));
     }
@@ -156,8 +161,9 @@ impl Journal {
         let mut chunks = std::iter::successors(Some(last), |chunk| chunk.prev());
         chunks.find_map(|chunk| {
             let chunk = chunk.value().load();
-            let entry = (0..chunk.before(end)).rev().find_map(|at| chunk.get(at))?;
-            Some((entry.revision().main, entry.obsolete_bytes))
+            let before = &chunk.filled()[..chunk.before(end)];
+            let slot = before.iter().rfind(|slot| !slot.is_gone())?;
+            Some((slot.revision().main, slot.obsolete_bytes.load(Ordering::Relaxed) & !GONE))
         })
     }
 
@@ -192,7 +198,7 @@ impl Journal {
         let mut at = chunk.as_ref().map_or(0, |chunk| chunk.before(from));
         std::iter::from_fn(move || {
             loop {
-                let present = chunk.as_ref()?;
+                let present = chunk.as_ref()?.filled();
                 if at == present.len() {
                     next = next.take().and_then(|place| place.next());
                     chunk = next.as_ref().map(|place| place.value().load_full());
@@ -200,8 +206,11 @@ impl Journal {
                     continue;
                 }
                 at += 1;
-                let Some(entry) = present.get(at - 1) else { continue };
-                return (entry.revision() <= to).then(|| entry.record.clone());
+                let slot = &present[at - 1];
+                if slot.is_gone() {
+                    continue;
+                }
+                return slot.record.get().filter(|record| record.mod_revision() <= to);
             }
         })
     }
@@ -210,6 +219,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicBool;
 
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
@@ -247,7 +257,7 @@ mod tests {
                         0 => Revision::new(newest.main, newest.sub + 1),
                         step => Revision::first_of(newest.main + step),
                     };
-                    let obsolete_bytes = random.random();
+                    let obsolete_bytes = random.random_range(0..GONE);
                     journal.insert(record(newest, b"v"), obsolete_bytes);
                     model.insert(newest, obsolete_bytes);
                 } else if !model.is_empty() {
