@@ -384,8 +384,10 @@ impl Machine {
         let alarms = self.alarms.raised.iter();
         let alarms = alarms.filter(|_| !mutant::is("snapshot-without-alarms"));
         let alarms = alarms.map(|alarm| (schema::alarm_key(*alarm).into(), Vec::new()));
+        let auth = self.auth.pairs().into_iter();
+        let auth = auth.filter(|_| !mutant::is("snapshot-without-auth"));
         let tables = std::iter::once(meta).chain(leases).chain(members).chain(retired);
-        tables.chain(alarms).chain(labels).chain(forced).chain(self.auth.pairs()).collect()
+        tables.chain(alarms).chain(labels).chain(forced).chain(auth).collect()
     }
 }
 
