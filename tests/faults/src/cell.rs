@@ -46,6 +46,8 @@ pub enum Fault {
     PartitionRing,
     /// A fifth of all packets between members is lost.
     Lossy,
+    /// Packets of the leader, a follower, or all arrive late, some twice and some out of order.
+    SlowNet,
     /// The disk of the leader or a follower makes few writes a second.
     SlowDisk,
     /// The disk of the leader or a follower has no space left.

@@ -15,6 +15,7 @@
 mod cell;
 mod disks;
 mod inside;
+mod late;
 mod matrix;
 mod members;
 mod nemesis;

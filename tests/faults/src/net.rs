@@ -3,13 +3,24 @@
 //! Clients run in the runner and reach every member over the bridge, whatever is cut between the
 //! members: rules are on what the bridge forwards from one port to another.
 
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::late::{self, Relay};
 use crate::shell::{run, run_with_input};
 
 /// How long a new namespace may take to be there.
 const NAMESPACE: Duration = Duration::from_secs(5);
+
+/// Packets sent back and forth to take the time of one, and how long one may take.
+const ECHOES: u32 = 5;
+const ECHO: Duration = Duration::from_secs(2);
 
 /// A directed link between two members.
 pub type Way = (usize, usize);
@@ -18,12 +29,14 @@ pub type Way = (usize, usize);
 pub struct Net {
     /// Each holds the namespace of a member, which thereby outlives the member's process.
     holders: Vec<Child>,
+    /// There while packets come late.
+    relay: Mutex<Option<Relay>>,
 }
 
 impl Net {
     /// Makes the bridge and a namespace with one link to it for each member.
     pub fn new(members: usize) -> Result<Net, String> {
-        let mut net = Net { holders: Vec::new() };
+        let mut net = Net { holders: Vec::new(), relay: Mutex::default() };
         run("ip", &["link", "add", "bridge", "type", "bridge"])?;
         run("ip", &["addr", "add", "10.77.0.1/24", "dev", "bridge"])?;
         run("ip", &["link", "set", "bridge", "up"])?;
@@ -91,6 +104,59 @@ impl Net {
         run_with_input("nft", &["-f", "-"], &rule).map(|_| ())
     }
 
+    /// From now on what takes these ways comes late, some of it twice and some out of order.
+    pub fn delay(&self, ways: &[Way], seed: u64) -> Result<(), String> {
+        let relay = Relay::start("bridge", seed)?;
+        *self.relay.lock().expect("nothing panics with it") = Some(relay);
+        let mut rules = "add table netdev faults\n".to_owned();
+        for (from, to) in ways {
+            let (chain, to) = (port(*from), address(*to));
+            // Added again, a chain that is there stays as it is.
+            rules += &format!(
+                "add chain netdev faults {chain} {{ type filter hook ingress device \"{chain}\" priority 0; }}\n\
+                 add rule netdev faults {chain} ip daddr {to} fwd to \"{}\"\n",
+                late::DEVICE
+            );
+        }
+        run_with_input("nft", &["-f", "-"], &rules).map(|_| ())
+    }
+
+    /// What has become of the packets since they come late.
+    pub fn late(&self) -> late::Counts {
+        let relay = self.relay.lock().expect("nothing panics with it");
+        relay.as_ref().map(Relay::counts).unwrap_or_default()
+    }
+
+    /// The shortest of some round trips from a member's namespace to another's.
+    pub fn round_trip(&self, from: usize, to: usize) -> Result<Duration, String> {
+        let (near, far) = (self.socket(from)?, self.socket(to)?);
+        let io = |e: std::io::Error| format!("from {from} to {to} and back: {e}");
+        let mut shortest = None;
+        for echo in 0..ECHOES {
+            let sent = Instant::now();
+            near.send_to(&echo.to_be_bytes(), far.local_addr().map_err(io)?).map_err(io)?;
+            receive(&far, echo).map_err(io)?;
+            far.send_to(&echo.to_be_bytes(), near.local_addr().map_err(io)?).map_err(io)?;
+            receive(&near, echo).map_err(io)?;
+            shortest = Some(shortest.unwrap_or(Duration::MAX).min(sent.elapsed()));
+        }
+        shortest.ok_or_else(|| "nothing was sent".to_owned())
+    }
+
+    /// A socket in the namespace of a member, where it stays whoever uses it.
+    fn socket(&self, member: usize) -> Result<UdpSocket, String> {
+        let namespace = self.namespace(member);
+        let opened = std::thread::spawn(move || {
+            let file = File::open(namespace)?;
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            let socket = UdpSocket::bind((address(member), 0))?;
+            socket.set_read_timeout(Some(ECHO))?;
+            Ok(socket)
+        });
+        let opened: std::io::Result<UdpSocket> = opened.join().expect("it does not panic");
+        opened.map_err(|e| format!("no socket in the namespace of {member}: {e}"))
+    }
+
     /// How many packets have been dropped since the network was whole.
     pub fn dropped(&self) -> Result<u64, String> {
         let listed = run("nft", &["-j", "list", "table", "bridge", "faults"])?;
@@ -101,8 +167,12 @@ impl Net {
         Ok(expressions.filter_map(|e| e["counter"]["packets"].as_u64()).sum())
     }
 
-    /// Makes it whole.
+    /// Makes it whole, and what comes late comes at once.
     pub fn heal(&self) -> Result<(), String> {
+        if let Some(relay) = self.relay.lock().expect("nothing panics with it").take() {
+            run("nft", &["delete", "table", "netdev", "faults"])?;
+            drop(relay);
+        }
         run("nft", &["flush", "chain", "bridge", "faults", "cut"]).map(|_| ())
     }
 }
@@ -115,6 +185,13 @@ impl Drop for Net {
             let _ = holder.wait();
         }
     }
+}
+
+/// Waits for the packet with this number; others are earlier ones that came twice.
+fn receive(socket: &UdpSocket, number: u32) -> std::io::Result<()> {
+    let mut buffer = [0; 4];
+    while socket.recv(&mut buffer)? != buffer.len() || u32::from_be_bytes(buffer) != number {}
+    Ok(())
 }
 
 /// A member's address, in the namespaces of this run only.

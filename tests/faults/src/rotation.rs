@@ -4,7 +4,7 @@
 use clap::ValueEnum;
 
 use crate::cell::{Cell, Fault, Workload};
-use crate::disks;
+use crate::{disks, late};
 
 /// Cells of one turn.
 const TURN: usize = 8;
@@ -22,6 +22,7 @@ fn belongs(fault: &Fault) -> bool {
     match fault {
         Fault::None | Fault::ClockJump => false,
         Fault::SlowDisk => disks::can_be_slow(),
+        Fault::SlowNet => late::can_be_had(),
         _ => true,
     }
 }
@@ -44,7 +45,7 @@ mod tests {
 
     #[test]
     fn in_one_cycle_every_workload_is_under_every_fault_once() {
-        for count in [14, 15, 16] {
+        for count in [14, 15, 16, 17] {
             let faults = &Fault::value_variants()[..count];
             let all = 0..count * Workload::value_variants().len();
             let pairs = all.map(|place| cell(faults, place)).map(|c| Cell { members: None, ..c });

@@ -48,6 +48,7 @@ const EACH: &[Fault] = &[
     Fault::PartitionOneWay,
     Fault::PartitionRing,
     Fault::Lossy,
+    Fault::SlowNet,
     Fault::SlowDisk,
     Fault::FullDisk,
     Fault::IoError,
@@ -86,6 +87,8 @@ enum Undo {
     Restart(Vec<usize>),
     Resume(Vec<usize>),
     Connect,
+    /// Packets between these two, and maybe others, come on time.
+    OnTime(usize, usize),
     /// The disk of this member is fast again.
     Fast(usize),
     /// There is space again, for this member.
@@ -191,7 +194,11 @@ impl<'a> Nemesis<'a> {
     fn next_of_all(&mut self) -> Fault {
         if self.left.is_empty() {
             self.left = EACH.to_vec();
-            self.left.retain(|fault| *fault != Fault::SlowDisk || crate::disks::can_be_slow());
+            self.left.retain(|fault| match fault {
+                Fault::SlowDisk => crate::disks::can_be_slow(),
+                Fault::SlowNet => crate::late::can_be_had(),
+                _ => true,
+            });
             self.left.shuffle(&mut self.random);
         }
         self.left.pop().expect("just filled")
@@ -209,6 +216,7 @@ impl<'a> Nemesis<'a> {
             | Fault::PartitionOneWay
             | Fault::PartitionRing
             | Fault::Lossy => self.disconnect(fault, leader),
+            Fault::SlowNet => self.slow_net(leader),
             Fault::SlowDisk => self.slow_disk(leader),
             Fault::FullDisk => self.fill_disk(leader),
             Fault::IoError => self.break_disk(leader),
@@ -241,6 +249,7 @@ impl<'a> Nemesis<'a> {
             Undo::Restart(_) | Undo::Power(_) => self.confirm_killed(targets),
             Undo::Resume(_) => self.confirm_paused(targets),
             Undo::Connect => self.confirm_disconnected(),
+            Undo::OnTime(from, to) => self.confirm_late(*from, *to),
             Undo::Fast(member) => self.confirm_slow(*member),
             Undo::Free(member) => self.confirm_full(*member),
             Undo::SetClock(member) => self.confirm_jumped(*member),
@@ -273,6 +282,10 @@ impl<'a> Nemesis<'a> {
             Undo::Connect => {
                 self.net.heal()?;
                 "everyone is connected".to_owned()
+            }
+            Undo::OnTime(..) => {
+                self.net.heal()?;
+                "packets come on time".to_owned()
             }
             Undo::Fast(member) => {
                 self.disks[member].limit(0)?;

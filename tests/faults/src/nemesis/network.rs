@@ -4,6 +4,7 @@ use rand::Rng;
 
 use super::{Injected, Nemesis, Undo};
 use crate::cell::Fault;
+use crate::late::LEAST;
 use crate::net::{Way, between, ring};
 
 const LOST_PERCENT: u32 = 20;
@@ -56,6 +57,34 @@ impl Nemesis<'_> {
             _ => (self.others(&targets), size - targets.len()),
         };
         Ok(Injected { targets, how, well, should, undo: Undo::Connect })
+    }
+
+    /// Everything stays connected, so all must serve all the time.
+    pub(super) fn slow_net(&mut self, leader: usize) -> Result<Injected, String> {
+        let everyone = self.others(&[]);
+        let (targets, whose) = match self.random.random_range(0..3) {
+            0 => (everyone.clone(), "everybody's".to_owned()),
+            1 => {
+                let target = self.a_follower(leader);
+                (vec![target], format!("follower {target}'s"))
+            }
+            _ => (vec![leader], format!("leader {leader}'s")),
+        };
+        let mut ways = between(&targets, &self.others(&[]));
+        ways.retain(|(from, to)| from != to);
+        ways.sort_unstable();
+        ways.dedup();
+        self.net.delay(&ways, self.random.random())?;
+        let how = format!("{whose} packets come late, leader {leader}");
+        let (from, to) = ways[0];
+        let should = everyone.len();
+        Ok(Injected { targets, how, well: everyone, should, undo: Undo::OnTime(from, to) })
+    }
+
+    pub(super) fn confirm_late(&self, from: usize, to: usize) -> Result<String, String> {
+        let took = self.net.round_trip(from, to)?;
+        let text = format!("{took:.1?} from {from} to {to} and back; {}", self.net.late());
+        if took >= 2 * LEAST { Ok(text) } else { Err(text) }
     }
 
     pub(super) fn confirm_disconnected(&self) -> Result<String, String> {
