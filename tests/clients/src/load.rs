@@ -43,6 +43,27 @@ struct Notes {
     next: AtomicU64,
     stop: AtomicBool,
     reads: Reads,
+    pace: Option<Pace>,
+}
+
+/// The calls of all workers follow each other at this distance or a longer one.
+#[derive(Debug)]
+struct Pace {
+    interval: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// Waits until it is time for another call.
+    async fn wait(&self) {
+        let at = {
+            let mut next = self.next.lock().expect("counting does not panic");
+            let at = Instant::now().max(*next);
+            *next = at + self.interval;
+            at
+        };
+        tokio::time::sleep_until(at.into()).await;
+    }
 }
 
 /// How the load reads. Whatever it is, it is noted as a linearizable read.
@@ -63,7 +84,16 @@ impl Load {
 
     /// As [`Load::start`], with reads of this kind.
     pub fn start_reading(cluster: &Addresses, reads: Reads) -> Load {
-        let notes = Arc::new(Notes { reads, ..Notes::default() });
+        Load::start_paced(cluster, reads, None)
+    }
+
+    /// As [`Load::start_reading`], with no more than so many calls a second in all.
+    pub fn start_paced(cluster: &Addresses, reads: Reads, a_second: Option<u32>) -> Load {
+        let pace = a_second.map(|calls| Pace {
+            interval: Duration::from_secs(1) / calls.max(1),
+            next: Mutex::new(Instant::now()),
+        });
+        let notes = Arc::new(Notes { reads, pace, ..Notes::default() });
         let mut load = Load { notes, workers: Vec::new() };
         for member in 0..cluster.size() {
             load.add(cluster, member);
@@ -348,6 +378,9 @@ impl Notes {
         asked: Asked,
         call: impl Future<Output = Option<Answered>>,
     ) -> Option<Answered> {
+        if let Some(pace) = &self.pace {
+            pace.wait().await;
+        }
         let began = Instant::now();
         let answered = tokio::time::timeout(PATIENCE, call).await.ok().flatten();
         let ended = Instant::now();

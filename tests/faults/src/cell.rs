@@ -155,6 +155,12 @@ pub struct Setup {
     pub least_rate: f64,
     /// The reads of `register` are serializable, but are held to be linearizable.
     pub treat_serializable_as_linearizable: bool,
+    /// Clients make no more than so many calls a second.
+    #[serde(default)]
+    pub rate: Option<u32>,
+    /// A long run: the members compact their history to so many revisions.
+    #[serde(default)]
+    pub retention: Option<u32>,
     pub binary: String,
     pub version: String,
 }

@@ -22,6 +22,7 @@ mod nemesis;
 mod net;
 mod record;
 mod report;
+mod resources;
 mod rotation;
 mod run;
 mod shell;
@@ -37,6 +38,7 @@ use holdfast_client_tests::{moment, program};
 
 use cell::{Cell, Fault, Setup, Workload};
 use record::{HISTORY, NEMESIS};
+use resources::{RESOURCES, Sample};
 use verdict::{Judgement, Verdict};
 
 /// The exit code of what could not be run.
@@ -103,6 +105,12 @@ pub struct Options {
     /// the workload, if not given.
     #[arg(long)]
     least_rate: Option<f64>,
+    /// No more calls a second than these; `register` only.
+    #[arg(long)]
+    rate: Option<u32>,
+    /// A long run: have the members compact their history to so many revisions.
+    #[arg(long)]
+    retention: Option<u32>,
     /// Hold serializable reads to be linearizable, which they are not: shows that the check finds it.
     #[arg(long)]
     treat_serializable_as_linearizable: bool,
@@ -149,6 +157,9 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
     if !(3..=5).contains(&options.members) {
         return Err("three to five members".to_owned());
     }
+    if options.rate.is_some() && cell.workload != Workload::Register {
+        return Err("only register can be given a rate".to_owned());
+    }
     let binary = match &options.binary {
         Some(binary) => binary.canonicalize().map_err(|e| format!("{}: {e}", binary.display()))?,
         None => program::program().to_owned(),
@@ -163,6 +174,8 @@ fn run_cell(cell: Cell, out: &Path, options: &Options) -> Result<u8, String> {
         seed: options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
         least_rate: options.least_rate.unwrap_or_else(|| cell.workload.least_rate()),
         treat_serializable_as_linearizable: options.treat_serializable_as_linearizable,
+        rate: options.rate,
+        retention: options.retention,
         version: run::version_of(&binary)?,
         binary: binary.to_string_lossy().into_owned(),
     };
@@ -210,14 +223,21 @@ fn remove_data(out: &Path) -> Result<(), String> {
 }
 
 fn judge(dir: &Path) -> Result<Judgement, String> {
-    verdict::judge(&record::read(&dir.join(HISTORY))?, &record::read(&dir.join(NEMESIS))?)
+    let lines: Vec<record::Line> = record::read(&dir.join(HISTORY))?;
+    verdict::judge(&lines, &record::read(&dir.join(NEMESIS))?, &samples(dir)?)
+}
+
+/// None in records of a time before there were any.
+fn samples(dir: &Path) -> Result<Vec<Sample>, String> {
+    let path = dir.join(RESOURCES);
+    if path.exists() { record::read(&path) } else { Ok(Vec::new()) }
 }
 
 fn write_page(dir: &Path, judgement: &Judgement) -> Result<(), String> {
     let lines: Vec<record::Line> = record::read(&dir.join(HISTORY))?;
     let deeds: Vec<record::Deed> = record::read(&dir.join(NEMESIS))?;
     let path = dir.join("report.html");
-    std::fs::write(&path, report::page(judgement, &lines, &deeds))
+    std::fs::write(&path, report::page(judgement, &lines, &deeds, &samples(dir)?))
         .map_err(|e| format!("{}: {e}", path.display()))
 }
 

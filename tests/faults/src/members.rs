@@ -4,6 +4,8 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use holdfast_client_tests::addresses::Addresses;
@@ -14,6 +16,8 @@ use crate::net::{Net, address};
 
 const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
+/// Of a member, in its mount.
+const DATA_DIR: &str = "member-data";
 
 /// They end with the runner, or when this is dropped.
 #[derive(Debug)]
@@ -21,6 +25,21 @@ pub struct Members {
     addresses: Addresses,
     members: Vec<Member>,
     program: PathBuf,
+    processes: Processes,
+}
+
+/// The number of each member's process, 0 without one, for who looks on while the members come and go.
+#[derive(Debug, Clone)]
+pub struct Processes(Arc<Vec<AtomicU32>>);
+
+impl Processes {
+    pub fn pid(&self, member: usize) -> Option<u32> {
+        Some(self.0[member].load(Ordering::SeqCst)).filter(|pid| *pid != 0)
+    }
+
+    fn set(&self, member: usize, pid: u32) {
+        self.0[member].store(pid, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug)]
@@ -44,7 +63,7 @@ impl Members {
             let mut arguments = Vec::new();
             for (flag, value) in [
                 ("name", name(m)),
-                ("data-dir", data.join("member-data").to_string_lossy().into_owned()),
+                ("data-dir", data.join(DATA_DIR).to_string_lossy().into_owned()),
                 ("listen-client-urls", url(m, CLIENTS)),
                 ("advertise-client-urls", url(m, CLIENTS)),
                 ("listen-peer-urls", url(m, PEERS)),
@@ -69,6 +88,7 @@ impl Members {
             addresses: Addresses::new((0..size).map(|m| url(m, CLIENTS)).collect()),
             members: members.collect(),
             program: program.to_owned(),
+            processes: Processes(Arc::new((0..size).map(|_| AtomicU32::new(0)).collect())),
         }
     }
 
@@ -96,6 +116,20 @@ impl Members {
     /// The directory, or the mount, with the data of a member.
     pub fn data(&self, member: usize) -> &Path {
         &self.members[member].data
+    }
+
+    /// What the member itself keeps there.
+    pub fn data_dir(&self, member: usize) -> PathBuf {
+        self.data(member).join(DATA_DIR)
+    }
+
+    pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// The program under test.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// What a member has printed.
@@ -126,6 +160,7 @@ impl Members {
             .stderr(log)
             .spawn()
             .map_err(|e| format!("cannot start {}: {e}", name(member)))?;
+        self.processes.set(member, child.id());
         m.child = Some(child);
         Ok(())
     }
@@ -137,6 +172,7 @@ impl Members {
             Some(child) => {
                 let status = child.try_wait().expect("a child can be waited for")?;
                 self.members[member].child = None;
+                self.processes.set(member, 0);
                 Some(status.to_string())
             }
         }
@@ -145,6 +181,7 @@ impl Members {
     /// Kills a member, if it runs, and waits until it is gone.
     pub fn kill(&mut self, member: usize) {
         if let Some(mut child) = self.members[member].child.take() {
+            self.processes.set(member, 0);
             child.kill().expect("a child can be killed");
             child.wait().expect("a child can be waited for");
         }

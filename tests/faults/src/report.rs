@@ -1,5 +1,7 @@
 //! The page about a run: one file of HTML with its pictures in it, and nothing from elsewhere.
 
+mod resources;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::time::Instant;
@@ -8,6 +10,7 @@ use holdfast_client_tests::holding::tenures;
 use holdfast_client_tests::moment::micros;
 
 use crate::record::{Deed, Line, Outcome, What, faults};
+use crate::resources::Sample;
 use crate::verdict::Judgement;
 use crate::witness::{Told, held};
 
@@ -18,6 +21,9 @@ const MARGIN: f64 = 70.0;
 const DECADES: f64 = 6.0;
 const LATENCY_HEIGHT: f64 = 260.0;
 const RATE_HEIGHT: f64 = 140.0;
+/// The names of more faults than these would cover each other, and more seconds below.
+const MOST_NAMES: usize = 60;
+const MOST_STEPS: f64 = 24.0;
 const ROW: f64 = 18.0;
 /// Operations are counted over this time.
 const BUCKET_MICROS: u64 = 500_000;
@@ -31,11 +37,12 @@ const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:24px;max-wi
     td{padding:1px 12px 1px 0;vertical-align:top}.bad{color:#b00020}";
 
 /// The whole page.
-pub fn page(judgement: &Judgement, lines: &[Line], deeds: &[Deed]) -> String {
+pub fn page(judgement: &Judgement, lines: &[Line], deeds: &[Deed], samples: &[Sample]) -> String {
     let mut page = Page::new(deeds);
     page.head(judgement);
     page.latencies(lines);
     page.rates(lines);
+    page.resources(samples);
     page.leaders(deeds);
     page.holds(lines);
     page.deeds(deeds);
@@ -104,6 +111,7 @@ impl Page {
         );
         for (name, from, to) in self.faults.clone() {
             let (from, to) = (self.x(from), self.x(to));
+            let name = if self.faults.len() > MOST_NAMES { "" } else { &name };
             let _ = write!(
                 self.html,
                 "<rect class=\"fault\" x=\"{from:.1}\" y=\"12\" width=\"{:.1}\" height=\"{height}\"/>\
@@ -111,7 +119,8 @@ impl Page {
                 (to - from).max(1.0)
             );
         }
-        let step = if self.seconds > 120.0 { 30.0 } else { 5.0 };
+        let steps = [5.0, 30.0, 60.0, 300.0, 600.0, 3600.0];
+        let step = steps.into_iter().find(|s| self.seconds <= s * MOST_STEPS).unwrap_or(36_000.0);
         let mut at = 0.0;
         while at <= self.seconds {
             let x = self.x(at);

@@ -14,6 +14,7 @@ use crate::members::Members;
 use crate::nemesis::{self, Nemesis};
 use crate::net::Net;
 use crate::record::{self, Deeds, HISTORY, Line, What};
+use crate::resources::Sampler;
 use crate::witness::Witnesses;
 use crate::workloads::Running;
 
@@ -49,6 +50,15 @@ pub async fn run(setup: &Setup, dir: &Path) -> Result<(), String> {
     if matches!(setup.fault, Fault::Snapshot | Fault::All) {
         flags.extend(["--snapshot-count", SNAPSHOT_COUNT]);
     }
+    let retention = setup.retention.map(|revisions| revisions.to_string());
+    if let Some(revisions) = &retention {
+        flags.extend([
+            "--auto-compaction-mode",
+            "revision",
+            "--auto-compaction-retention",
+            revisions,
+        ]);
+    }
     let binary = PathBuf::from(&setup.binary);
     let mut members = Members::prepare(dir, &binary, &net, setup.members, &flags);
     let mut disks = Vec::new();
@@ -69,7 +79,9 @@ pub async fn run(setup: &Setup, dir: &Path) -> Result<(), String> {
     if !left.is_empty() {
         return Err(format!("members {left:?} do not serve; see the logs in {}", dir.display()));
     }
+    let sampler = Sampler::start(dir, &members)?;
     let history = whole_run(setup, &mut members, &net, &disks, &deeds).await?;
+    drop(sampler);
     record::write(&dir.join(HISTORY), &history)
 }
 

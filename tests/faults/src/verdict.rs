@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::{Fault, Setup, Workload};
 use crate::record::{Deed, Line, Outcome, What, faults, millis};
+use crate::resources::{Sample, Use, growth, uses};
 use crate::witness::{Told, held, written};
 use crate::workloads::{lease, observing, txn};
 
@@ -22,6 +23,13 @@ const CAUGHT_UP_MS: u64 = 8000;
 /// With fewer faults than this a run of at least [`LONG_SECONDS`] has not tested what it is for.
 const LEAST_FAULTS: usize = 2;
 const LONG_SECONDS: u64 = 30;
+
+/// A run of this length that compacts its history must not grow.
+const FLAT_SECONDS: u64 = 20 * 60;
+
+/// In a run that compacts its history, which is made of hundreds of faults, one in so many may fail to
+/// take hold.
+const ONE_IN: usize = 20;
 
 /// A kind of violation is listed with this many examples.
 const EXAMPLES: usize = 20;
@@ -74,6 +82,9 @@ pub struct Judgement {
     pub rate: f64,
     pub acknowledged: usize,
     pub faults: usize,
+    /// What each member used, from the end of the warm-up on.
+    #[serde(default)]
+    pub resources: Vec<Use>,
 }
 
 /// Judges a record.
@@ -81,7 +92,7 @@ pub struct Judgement {
 /// # Errors
 ///
 /// If it is no record of a run.
-pub fn judge(lines: &[Line], deeds: &[Deed]) -> Result<Judgement, String> {
+pub fn judge(lines: &[Line], deeds: &[Deed], samples: &[Sample]) -> Result<Judgement, String> {
     let setup = deeds.iter().find_map(|d| match &d.what {
         What::Setup(setup) => Some(setup.clone()),
         _ => None,
@@ -98,6 +109,7 @@ pub fn judge(lines: &[Line], deeds: &[Deed]) -> Result<Judgement, String> {
     };
     let (rate, acknowledged) = judge.load();
     let faults = judge.nemesis();
+    let resources = judge.resources(samples);
     judge.clients();
     judge.workload();
     let Judge { setup, mut violations, invalid, facts, .. } = judge;
@@ -112,7 +124,18 @@ pub fn judge(lines: &[Line], deeds: &[Deed]) -> Result<Judgement, String> {
         (true, true) => Verdict::Passed,
     };
     let (cell, seed) = (setup.cell().to_string(), setup.seed);
-    Ok(Judgement { verdict, cell, seed, violations, invalid, facts, rate, acknowledged, faults })
+    Ok(Judgement {
+        verdict,
+        cell,
+        seed,
+        violations,
+        invalid,
+        facts,
+        rate,
+        acknowledged,
+        faults,
+        resources,
+    })
 }
 
 struct Judge<'a> {
@@ -160,11 +183,12 @@ impl Judge<'_> {
 
     /// Whether every fault took hold, and the cluster served as it must.
     fn nemesis(&mut self) -> usize {
+        let mut missed = Vec::new();
         for deed in self.deeds {
             match &deed.what {
-                What::Impossible { why } => self.invalid.push(why.clone()),
+                What::Impossible { why } => missed.push(why.clone()),
                 What::DidNotTakeHold { why } => {
-                    self.invalid.push(format!("a fault did not take hold: {why}"));
+                    missed.push(format!("a fault did not take hold: {why}"));
                 }
                 What::Meanwhile { serving, should, limit_ms } if serving < should => {
                     self.violations.push(format!(
@@ -190,6 +214,11 @@ impl Judge<'_> {
             }
         }
         let count = self.deeds.iter().filter(|d| matches!(d.what, What::TookHold { .. })).count();
+        if self.setup.retention.is_some() && missed.len() * ONE_IN <= count {
+            self.facts.extend(missed);
+        } else {
+            self.invalid.extend(missed);
+        }
         let began = self.deeds.iter().find(|d| matches!(d.what, What::Begins { .. }));
         let over = self.deeds.iter().find(|d| matches!(d.what, What::Over));
         if let (Some(began), Some(over)) = (began, over) {
@@ -212,6 +241,22 @@ impl Judge<'_> {
             self.invalid.push("the run did not come to its end".to_owned());
         }
         count
+    }
+
+    /// What the members used, and whether it was flat where it has to be.
+    fn resources(&mut self, samples: &[Sample]) -> Vec<Use> {
+        let at = |wanted: fn(&What) -> bool| self.deeds.iter().find(|d| wanted(&d.what));
+        let from = at(|what| matches!(what, What::Quiet)).map(|d| d.at);
+        let until = at(|what| matches!(what, What::Over)).map(|d| d.at);
+        let (Some(from), Some(until)) = (from, until) else { return Vec::new() };
+        let uses = uses(samples, from, until);
+        if self.setup.retention.is_some() && self.setup.seconds >= FLAT_SECONDS {
+            match growth(&uses, self.setup.members) {
+                Ok(grown) => self.violations.extend(grown),
+                Err(why) => self.invalid.push(why),
+            }
+        }
+        uses
     }
 
     fn clients(&mut self) {

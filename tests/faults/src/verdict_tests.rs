@@ -28,6 +28,8 @@ fn good() -> (Vec<Line>, Vec<Deed>) {
         seed: 7,
         least_rate: 50.0,
         treat_serializable_as_linearizable: false,
+        rate: None,
+        retention: None,
         binary: String::new(),
         version: String::new(),
     };
@@ -67,7 +69,7 @@ fn good() -> (Vec<Line>, Vec<Deed>) {
 }
 
 fn verdict(lines: &[Line], deeds: &[Deed]) -> Verdict {
-    judge(lines, deeds).expect("it is a record").verdict
+    judge(lines, deeds, &[]).expect("it is a record").verdict
 }
 
 fn read(began: u64, revision: i64, mod_revision: i64, value: &str) -> Line {
@@ -80,7 +82,7 @@ fn read(began: u64, revision: i64, mod_revision: i64, value: &str) -> Line {
 #[test]
 fn a_good_record_passes_and_is_the_same_when_it_is_read_back() {
     let (lines, deeds) = good();
-    let judgement = judge(&lines, &deeds).expect("it is a record");
+    let judgement = judge(&lines, &deeds, &[]).expect("it is a record");
     assert_eq!((judgement.verdict, judgement.faults), (Verdict::Passed, 1), "{judgement:?}");
     assert!((judgement.rate - 100.0).abs() < 1.0, "{judgement:?}");
     let dir = std::env::temp_dir().join(format!("holdfast-faults-{}", std::process::id()));
@@ -93,7 +95,7 @@ fn a_good_record_passes_and_is_the_same_when_it_is_read_back() {
         crate::record::read(&nemesis).expect("read"),
     );
     std::fs::remove_dir_all(&dir).expect("removed");
-    assert_eq!(judge(&read.0, &read.1).expect("a record"), judgement);
+    assert_eq!(judge(&read.0, &read.1, &[]).expect("a record"), judgement);
 }
 
 #[test]
@@ -142,6 +144,46 @@ fn what_was_no_test_is_invalid_and_never_passed() {
         .filter(|(n, line)| line.span().is_none() || n % 8 == 0)
         .map(|(_, line)| line.clone())
         .collect();
-    let judgement = judge(&few, &good).expect("a record");
+    let judgement = judge(&few, &good, &[]).expect("a record");
     assert!(judgement.invalid.iter().any(|why| why.contains("a second")), "{judgement:?}");
+}
+
+/// Samples of all members, every 10 s for the time of a long run, descriptors as the function says.
+fn samples(descriptors: impl Fn(u64) -> u64) -> Vec<Sample> {
+    let sample = |n: u64, member| Sample {
+        at: at(n * 10_000),
+        member,
+        memory_bytes: 50 << 20,
+        descriptors: descriptors(n),
+        disk_bytes: 50 << 20,
+    };
+    (0..FLAT_SECONDS / 10).flat_map(|n| (0..3).map(move |member| sample(n, member))).collect()
+}
+
+#[test]
+fn a_long_run_that_compacts_its_history_must_not_grow() {
+    let (lines, mut deeds) = good();
+    // A run of this length has more than one fault.
+    deeds.insert(9, deed(9000, What::TookHold { by: String::new() }));
+    let last = deeds.len() - 1;
+    deeds[last] = deed(FLAT_SECONDS * 1000, What::Over);
+    let (flat, growing) = (samples(|_| 40), samples(|n| 40 + 2 * n));
+    let mut setup = |seconds, retention| {
+        let What::Setup(setup) = &mut deeds[0].what else { panic!("the first line") };
+        (setup.seconds, setup.retention) = (seconds, retention);
+        deeds.clone()
+    };
+    let verdict =
+        |deeds: &[Deed], samples: &[Sample]| judge(&lines, deeds, samples).expect("it is a record");
+    let long = setup(FLAT_SECONDS, Some(10_000));
+    let passed = verdict(&long, &flat);
+    assert_eq!(passed.verdict, Verdict::Passed, "{passed:?}");
+    assert_eq!(passed.resources[2].descriptors.last_quarter, Some(40));
+    let violated = verdict(&long, &growing);
+    assert_eq!(violated.verdict, Verdict::Violated);
+    assert!(violated.violations.iter().all(|v| v.starts_with("growth: ")), "{violated:?}");
+    // Nobody looked; a history that is kept takes room; a short run tells nothing.
+    assert_eq!(verdict(&long, &[]).verdict, Verdict::Invalid);
+    assert_eq!(verdict(&setup(FLAT_SECONDS, None), &growing).verdict, Verdict::Passed);
+    assert_eq!(verdict(&setup(600, Some(10_000)), &growing).verdict, Verdict::Passed);
 }

@@ -147,7 +147,7 @@ impl<'a> Nemesis<'a> {
             Ok(injected) => injected,
             Err(why) => {
                 self.deeds.note(What::Impossible { why: format!("{fault:?}: {why}") });
-                return false;
+                return self.mend().await;
             }
         };
         let Injected { targets, how, well, should, undo } = injected;
@@ -170,7 +170,7 @@ impl<'a> Nemesis<'a> {
             }
             Err(why) => {
                 self.deeds.note(What::Impossible { why: format!("{fault:?}, undone: {why}") });
-                return false;
+                return self.mend().await;
             }
         };
         let left = self.members.not_serving(&everyone, RECOVERY).await;
@@ -189,6 +189,27 @@ impl<'a> Nemesis<'a> {
         tokio::time::sleep(Duration::from_millis(between)).await;
         // Who has sent a snapshot keeps its log for half a minute: a second one would be chance.
         served && self.setup.fault != Fault::Snapshot
+    }
+
+    /// After a fault that could not be had, which makes most runs invalid: a long one goes on, with
+    /// whatever was left half done undone. Whether it can.
+    async fn mend(&mut self) -> bool {
+        let everyone = self.others(&[]);
+        if self.setup.retention.is_none() || self.net.heal().is_err() {
+            return false;
+        }
+        for member in &everyone {
+            if self.members.ended(*member).is_some() && self.members.start(*member).is_err() {
+                return false;
+            }
+        }
+        let left = self.members.not_serving(&everyone, RECOVERY).await;
+        let served = left.is_empty();
+        self.deeds.note(match served {
+            true => What::Serving,
+            false => What::NotServing { members: left, limit_ms: millis(RECOVERY) },
+        });
+        served
     }
 
     fn next_of_all(&mut self) -> Fault {

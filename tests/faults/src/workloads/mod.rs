@@ -42,7 +42,7 @@ impl Running {
                     true => Reads::Serializable,
                     false => Reads::Linearizable,
                 };
-                Running::Register(Load::start_reading(cluster, reads))
+                Running::Register(Load::start_paced(cluster, reads, setup.rate))
             }
             Workload::Txn => Running::Txn(txn::Accounts::start(cluster, seed).await?),
             Workload::Watch => Running::Watch(Watchers::start(cluster, seed)),
