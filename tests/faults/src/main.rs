@@ -5,6 +5,7 @@
 //! faults run --workload lock --fault partition-leader --seconds 45 --out DIR
 //! faults matrix --cells "lock:partition-leader register:kill@5" --seconds 45 --out DIR
 //! faults matrix --turn 17 --seconds 45 --out DIR
+//! faults soak --seconds 7200 --out DIR
 //! faults check DIR
 //! faults report DIR
 //! ```
@@ -26,6 +27,7 @@ mod resources;
 mod rotation;
 mod run;
 mod shell;
+mod soak;
 mod verdict;
 mod witness;
 mod workloads;
@@ -39,6 +41,7 @@ use holdfast_client_tests::{moment, program};
 use cell::{Cell, Fault, Setup, Workload};
 use record::{HISTORY, NEMESIS};
 use resources::{RESOURCES, Sample};
+use soak::Soak;
 use verdict::{Judgement, Verdict};
 
 /// The exit code of what could not be run.
@@ -82,6 +85,8 @@ enum Command {
         #[command(flatten)]
         options: Options,
     },
+    /// One long cell under all faults, and the cells of the rotation beside it; a table of both.
+    Soak(Soak),
     /// Judges a record again.
     Check { dir: PathBuf },
     /// Writes the page about a record again.
@@ -140,6 +145,7 @@ fn execute(command: Command) -> Result<u8, String> {
             }
             matrix::run(&cells, &out, at_once, &options)
         }
+        Command::Soak(soak) => soak::run(&soak),
         Command::Check { dir } => {
             let judgement = judge(&dir)?;
             print(&judgement);

@@ -8,7 +8,7 @@ use crate::Options;
 use crate::cell::Cell;
 
 /// The exit code of a run that was no test: too little load, or a fault that did not take hold.
-const INVALID: u8 = 3;
+pub const INVALID: u8 = 3;
 
 /// Runs the cells and gives the exit code of the worst: a violation, then one that could not be run,
 /// then one that was no test. A cell that was no test is run once more, in a folder of its own: the
@@ -25,7 +25,8 @@ pub fn run(cells: &[Cell], out: &Path, at_once: usize, options: &Options) -> Res
         while running.len() < at_once.max(1)
             && let Some((cell, again)) = waiting.pop_front()
         {
-            running.push((cell, again, start(cell, again, out, options)?));
+            let dir = format!("{}{}", cell.file_name(), if again { "-again" } else { "" });
+            running.push((cell, again, start(cell, &out.join(dir), options)?));
         }
         if running.is_empty() {
             break;
@@ -58,23 +59,33 @@ pub fn run(cells: &[Cell], out: &Path, at_once: usize, options: &Options) -> Res
         };
         println!("{:<32} {outcome}", cell.to_string());
     }
-    let any = |wanted| outcomes.iter().any(|(_, code)| *code == Some(wanted));
-    let broken = outcomes.iter().any(|(_, code)| !matches!(code, Some(0 | 1 | 3)));
-    Ok(match (any(1), broken, any(3)) {
+    let codes: Vec<Option<i32>> = outcomes.iter().map(|(_, code)| *code).collect();
+    Ok(worst(&codes))
+}
+
+/// The exit code of the worst of these: a violation, then what could not be run, then no test.
+pub fn worst(codes: &[Option<i32>]) -> u8 {
+    let any = |wanted| codes.contains(&Some(wanted));
+    let broken = codes.iter().any(|code| !matches!(code, Some(0 | 1 | 3)));
+    match (any(1), broken, any(3)) {
         (true, ..) => 1,
         (_, true, _) => crate::COULD_NOT_RUN,
         (_, _, true) => INVALID,
         _ => 0,
-    })
+    }
 }
 
-fn start(cell: Cell, again: bool, out: &Path, options: &Options) -> Result<Child, String> {
+/// Starts the run of a cell, which leaves its record in `dir`.
+///
+/// # Errors
+///
+/// If this program cannot be started again.
+pub fn start(cell: Cell, dir: &Path, options: &Options) -> Result<Child, String> {
     let own = std::env::current_exe().map_err(|e| e.to_string())?;
     let (workload, fault) = cell.names();
     let mut command = Command::new(own);
     command.args(["run", "--workload", &workload, "--fault", &fault, "--out"]);
-    let again = if again { "-again" } else { "" };
-    command.arg(out.join(format!("{}{again}", cell.file_name())));
+    command.arg(dir);
     command.args(["--seconds", &options.seconds.to_string()]);
     command.args(["--members", &cell.members.unwrap_or(options.members).to_string()]);
     if let Some(seed) = options.seed {
@@ -85,6 +96,12 @@ fn start(cell: Cell, again: bool, out: &Path, options: &Options) -> Result<Child
     }
     if let Some(rate) = options.least_rate {
         command.args(["--least-rate", &rate.to_string()]);
+    }
+    if let Some(rate) = options.rate {
+        command.args(["--rate", &rate.to_string()]);
+    }
+    if let Some(revisions) = options.retention {
+        command.args(["--retention", &revisions.to_string()]);
     }
     if options.treat_serializable_as_linearizable {
         command.arg("--treat-serializable-as-linearizable");
