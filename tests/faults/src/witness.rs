@@ -105,29 +105,30 @@ impl Witnesses {
             }
             told.push(std::mem::take(&mut *account.revisions.lock().expect("no panic")));
         }
-        lines.extend(merge(&told));
+        lines.extend(merge(told));
         lines
     }
 }
 
-/// One line for each revision that all members tell alike, one of each member for the others.
-fn merge(told: &[BTreeMap<i64, (Vec<Change>, u64)>]) -> Vec<Line> {
+/// One line for each revision that all members tell alike, one of each member for the others. What was
+/// told is given away bit by bit, as hours of it take room.
+fn merge(mut told: Vec<BTreeMap<i64, (Vec<Change>, u64)>>) -> Vec<Line> {
     let mut lines = Vec::new();
     let revisions: std::collections::BTreeSet<i64> =
         told.iter().flat_map(|t| t.keys().copied()).collect();
     for revision in revisions {
-        let mut tellings = told.iter().map(|t| t.get(&revision));
-        let first = tellings.next().expect("some members");
-        let alike = first.is_some()
-            && tellings.all(|t| t.map(|(changes, _)| changes) == first.map(|(changes, _)| changes));
+        let mut tellings: Vec<Option<(Vec<Change>, u64)>> =
+            told.iter_mut().map(|t| t.remove(&revision)).collect();
+        let given: Vec<_> = tellings.iter().flatten().map(|(changes, _)| changes).collect();
+        let alike = given.len() == told.len() && given.iter().all(|changes| *changes == given[0]);
         if alike {
-            let changes = first.expect("all tell it").0.clone();
-            let seen = told.iter().map(|t| t[&revision].1).collect();
+            let seen = tellings.iter().flatten().map(|(_, seen)| *seen).collect();
+            let (changes, _) = tellings.swap_remove(0).expect("all tell it");
             lines.push(Line::Revision(Told { revision, changes, seen }));
             continue;
         }
-        for (member, t) in told.iter().enumerate() {
-            let (changes, seen) = t.get(&revision).cloned().unwrap_or_default();
+        for (member, t) in tellings.into_iter().enumerate() {
+            let (changes, seen) = t.unwrap_or_default();
             let told = Told { revision, changes, seen: vec![seen] };
             lines.push(Line::Differs { member, told });
         }
