@@ -401,6 +401,7 @@ async fn assemble(
     tasks.spawn(node.clone().keep_forwarding());
     tasks.spawn(node.clone().keep_succeeding());
     tasks.spawn(node.clone().keep_watching_disk());
+    tasks.spawn(node.clone().keep_beating(settings.heartbeat_interval));
     tasks.spawn(node.clone().keep_reading());
     tasks.spawn(node.clone().keep_renewing());
     tasks.spawn(node.clone().keep_expiring());
@@ -491,11 +492,13 @@ async fn refuse_lost_member(
 
 fn raft_config(settings: &Settings, identity: &Identity) -> Result<openraft::Config, StartError> {
     let (election_timeout_min, election_timeout_max) = settings.election_range_ms;
-    let heartbeat_interval = u64::try_from(settings.heartbeat_interval.as_millis())
-        .map_err(|_| StartError::Raft("the heartbeat interval is too long".to_owned()))?;
     let raft = openraft::Config {
         cluster_name: identity.cluster_id.to_string(),
-        heartbeat_interval,
+        // How long the answer to a heartbeat may take; how often one is sent, `keep_beating` says.
+        heartbeat_interval: election_timeout_min * 9 / 10,
+        // A leader that is not answered is silent by turns, or those who hear it would never elect
+        // another. The shortest that openraft takes.
+        quorum_loss_probe_interval: Some(2 * election_timeout_max),
         election_timeout_min,
         election_timeout_max,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.snapshot_count),

@@ -109,6 +109,26 @@ impl Node {
         }
     }
 
+    /// Sends the heartbeats while this member leads. openraft takes one interval for how often it sends
+    /// one and for how long it waits for the answer; over links on which that takes longer, it would
+    /// never count one, and a leader without writes would lose its lease for ever.
+    pub(super) async fn keep_beating(self: Arc<Self>, interval: Duration) {
+        let metrics = self.raft.server_metrics();
+        let mut stopping = self.stopping.subscribe();
+        let mut beat = tokio::time::interval(interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                () = told(&mut stopping) => return,
+            }
+            let leads = metrics.borrow_watched().state.is_leader();
+            if leads && self.raft.trigger().heartbeat().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Removes compacted history, a little at a time, between the entries that are applied.
     pub(super) async fn keep_scrubbing(self: Arc<Self>, wanted: Arc<Notify>) {
         let mut stopping = self.stopping.subscribe();
