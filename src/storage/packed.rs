@@ -81,17 +81,25 @@ impl Packed {
                 }
                 true
             })?;
-            let is_whole = gone.is_empty();
-            directory.open = u32::try_from(records)
-                .ok()
-                .filter(|_| is_whole)
-                .map(|records| Block::resume(first, records, bytes.to_vec()))
-                .filter(|block| block.has_room(0));
             directory.blocks.insert(first, Contents { records, gone });
             Ok(())
         })?;
+        directory.open = self.open_block(&directory)?;
         self.directory.replace(Some(directory));
         Ok(())
+    }
+
+    /// The last of the blocks, if it is whole and there may be room in it.
+    fn open_block(&self, directory: &Directory) -> io::Result<Option<Block>> {
+        let Some((first, contents)) = directory.blocks.last_key_value() else { return Ok(None) };
+        let Some(records) =
+            u32::try_from(contents.records).ok().filter(|_| contents.gone.is_empty())
+        else {
+            return Ok(None);
+        };
+        let bytes = self.engine.get(&block_key(*first))?;
+        let block = bytes.map(|bytes| Block::resume(*first, records, bytes));
+        Ok(block.filter(|block| block.has_room(0)))
     }
 
     fn scan_decoding(

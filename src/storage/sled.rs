@@ -5,8 +5,8 @@
 //! - Only a batch on one tree is atomic, so there is one tree.
 //! - A leaf that `apply_batch` empties stays for ever; `remove` merges it into its neighbour, but may
 //!   deadlock beside a concurrent batch. So garbage goes through `remove`, on the thread that applies.
-//! - A leaf that was once written is never evicted from the cache, whatever its capacity. So the
-//!   database is reopened after enough has been written.
+//! - A leaf that was once written is never evicted from the cache, whatever its capacity, and of what
+//!   a long scan has read half may stay. So the database is reopened after enough of either.
 //! - A flush that failed leaves the next one, and with it every drop of a handle, waiting for ever.
 //!   So nothing is called after an error or a panic, and the handle is leaked.
 //! - A handle that was dropped may hold the directory's lock a moment longer: sled's compactor thread
@@ -21,8 +21,9 @@
 use std::cell::Cell;
 use std::io;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -46,8 +47,12 @@ const DAMAGE_TRIES: u32 = 5;
 
 const ZSTD_LEVEL: i32 = 1;
 
-/// The database is reopened after this many times the cache's size has been written.
+/// The database is reopened after this many times the cache's size has been written or scanned.
 const REOPEN_AFTER_CACHES: u64 = 4;
+
+/// A scan is read ahead in pieces of so many pairs, and by so many pieces: a few leaves.
+const PIECE_PAIRS: usize = 32;
+const PIECES_AHEAD: usize = 4;
 
 /// [`Engine`] over a directory, which it locks.
 pub struct Sled {
@@ -55,7 +60,8 @@ pub struct Sled {
     db: Option<Db>,
     path: PathBuf,
     cache_bytes: usize,
-    written_since_open: u64,
+    /// Bytes written and scanned since the last opening: about what is in the cache.
+    cached_since_open: Cell<u64>,
     /// Set while sled works, so an error or a panic in there leaves it set: then the handle is
     /// neither used nor dropped any more.
     poisoned: Cell<bool>,
@@ -81,7 +87,7 @@ impl Sled {
             db: Some(db),
             path: path.to_owned(),
             cache_bytes,
-            written_since_open: 0,
+            cached_since_open: Cell::new(0),
             poisoned: Cell::new(false),
             size_bytes: Cell::new(0),
         };
@@ -110,11 +116,15 @@ impl Sled {
         })
     }
 
-    /// Gives back the memory of all leaves written since the last opening. Everything is flushed.
+    fn note_cached(&self, bytes: usize) {
+        self.cached_since_open.set(self.cached_since_open.get() + bytes as u64);
+    }
+
+    /// Gives back the memory of all leaves in the cache. Everything is flushed.
     fn reopen(&mut self) -> io::Result<()> {
         drop(self.db.take());
         self.db = Some(open_db(&self.path, self.cache_bytes)?);
-        self.written_since_open = 0;
+        self.cached_since_open.set(0);
         Ok(())
     }
 }
@@ -129,6 +139,34 @@ fn explain(path: &Path, error: io::Error) -> io::Error {
         kind => format!("the database in {path}: {error}; {}", remedy(kind)),
     };
     io::Error::new(error.kind(), text)
+}
+
+/// [`Engine::scan`]. A thread of its own reads and unpacks what comes next, for a member that starts
+/// has nothing else to do meanwhile.
+fn scan(db: &Db, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
+    thread::scope(|scope| {
+        let (pieces, ahead) = mpsc::sync_channel(PIECES_AHEAD);
+        let db = db.clone();
+        let reader = scope.spawn(move || {
+            let mut piece = Vec::new();
+            for pair in db.range::<&[u8], _>(prefix..) {
+                let (key, value) = pair?;
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                piece.push((key, value));
+                if piece.len() == PIECE_PAIRS && pieces.send(mem::take(&mut piece)).is_err() {
+                    return Ok(());
+                }
+            }
+            // Refused by one who has seen enough.
+            _ = pieces.send(piece);
+            Ok(())
+        });
+        // Dropped here, so that the reader ends when the visitor has seen enough.
+        ahead.into_iter().flatten().all(|(key, value)| visit(&key, &value));
+        reader.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 fn open_db(path: &Path, cache_bytes: usize) -> io::Result<Db> {
@@ -164,7 +202,7 @@ fn open_db(path: &Path, cache_bytes: usize) -> io::Result<Db> {
 
 impl Engine for Sled {
     fn apply(&mut self, batch: Batch) -> io::Result<()> {
-        self.written_since_open += batch.len_bytes() as u64;
+        self.note_cached(batch.len_bytes());
         self.guarded(|db| {
             // `apply_batch` is the one call that does not look for an earlier error by itself.
             db.check_error()?;
@@ -185,7 +223,7 @@ impl Engine for Sled {
 
     fn flush(&mut self) -> io::Result<()> {
         self.flush_and_note()?;
-        if self.written_since_open > REOPEN_AFTER_CACHES * self.cache_bytes as u64 {
+        if self.cached_since_open.get() > REOPEN_AFTER_CACHES * self.cache_bytes as u64 {
             self.reopen()?;
         }
         Ok(())
@@ -196,15 +234,11 @@ impl Engine for Sled {
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
-        self.guarded(|db| {
-            for pair in db.range::<&[u8], _>(prefix..) {
-                let (key, value) = pair?;
-                if !key.starts_with(prefix) || !visit(&key, &value) {
-                    break;
-                }
-            }
-            Ok(())
-        })
+        let mut visit_counted = |key: &[u8], value: &[u8]| {
+            self.note_cached(key.len() + value.len());
+            visit(key, value)
+        };
+        self.guarded(|db| scan(db, prefix, &mut visit_counted))
     }
 
     /// What the directory's files take. When they cannot be listed, because sled replaces one just
