@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use holdfast::clock::SystemClock;
@@ -32,13 +33,32 @@ struct Arguments {
 /// `mi_option_purge_delay` of mimalloc 3: the binding names only a few options.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
-/// Lets the allocator keep what it has: freed memory is used again, but not returned.
+/// How long the allocator keeps memory that nobody uses.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// Lets the allocator keep freed memory for a while before it returns it.
 ///
-/// Returning it in pieces takes the kernel's large pages apart, and every piece that is needed
-/// again is zeroed first: docs/decisions/0009.
+/// Returning it at once, in pieces, takes the kernel's large pages apart, and every piece that is
+/// needed again is zeroed first: docs/decisions/0009.
 fn keep_memory() {
+    let milliseconds = KEPT.as_millis().try_into().expect("it is some seconds");
     // SAFETY: sets one of the allocator's numbers; allowed at any time, from any thread.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) }
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, milliseconds) }
+}
+
+/// The allocator returns memory when it is called; a member that does little may not call it.
+// No outcome depends on this thread's pace.
+#[allow(clippy::disallowed_methods)]
+fn return_memory() {
+    let collect = || loop {
+        std::thread::sleep(KEPT);
+        // SAFETY: allowed at any time, from any thread.
+        unsafe { libmimalloc_sys::mi_collect(false) }
+    };
+    let started = std::thread::Builder::new().name("memory".to_owned()).spawn(collect);
+    if let Err(error) = started {
+        tracing::warn!(%error, "unused memory is returned late");
+    }
 }
 
 fn main() -> ExitCode {
@@ -77,6 +97,7 @@ fn serve(config: Config) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    return_memory();
     let runtime = if config.worker_threads == 1 {
         tokio::runtime::Builder::new_current_thread().enable_all().build()
     } else {
