@@ -5,13 +5,15 @@
 #
 #   ETCD_BIN=path/to/etcd HOLDFAST_BIN=target/release/holdfast benches/restart.sh
 #
-#   KEYS       how many, of 256 bytes each    (1000000)
-#   BASE_PORT  the first of the six ports     (24790)
+#   KEYS       how many, of 256 bytes each                           (1000000)
+#   SETTLE     seconds without load before memory and disk are read  (40)
+#   BASE_PORT  the first of the six ports                            (24790)
 set -euo pipefail
 
 etcd_bin=${ETCD_BIN:?set ETCD_BIN to the etcd binary}
 holdfast_bin=${HOLDFAST_BIN:?set HOLDFAST_BIN to the holdfast binary}
 keys=${KEYS:-1000000}
+settle=${SETTLE:-40}
 base_port=${BASE_PORT:-24790}
 work_dir=$(mktemp -d)
 pids=()
@@ -74,7 +76,7 @@ measure() {
     until_read 0 1 2 >/dev/null
     "$holdfast_bin" bench put --clients 64 --key-space "$keys" --total 64 --warmup 0 --timeout 60 \
         --endpoints "$(client 0),$(client 1),$(client 2)" >&2
-    sleep 5
+    sleep "$settle"
     local memory disk after one all
     member=$(follower)
     memory=$(resident_mib "${pids[$member]}")
@@ -83,6 +85,7 @@ measure() {
     wait "${pids[$member]}" 2>/dev/null || true
     start "$name" "$binary" "$member"
     one=$(until_read "$member")
+    sleep "$settle"
     after=$(resident_mib "${pids[$member]}")
     stop_all
     for member in 0 1 2; do start "$name" "$binary" "$member"; done
