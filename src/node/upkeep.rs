@@ -17,6 +17,11 @@ use crate::types::MemberId;
 /// Compacted records removed between two turns of the applier.
 const SCRUB_BATCH: usize = 1_000;
 
+/// After each batch, the state writer has so many times as long as the batch took it for other things:
+/// what clients write waits for its turn there.
+const SCRUB_REST: u32 = 3;
+const SCRUB_PAUSE: Duration = Duration::from_millis(2);
+
 impl Node {
     /// Returns once this member has applied everything it may ever have shown to a client, and
     /// knows a leader. Without a quorum it does not return.
@@ -145,11 +150,17 @@ impl Node {
                     })
                     .await;
                 match step {
-                    Ok(Ok(true)) => tokio::time::sleep(Duration::from_millis(2)).await,
+                    Ok(Ok(true)) => {}
                     Ok(Ok(false)) => break,
                     // The member stops: its faults say why.
                     Ok(Err(_)) | Err(_) => return,
                 }
+                let began = self.clock.monotonic();
+                if self.writer.inspect(|_| ()).await.is_err() {
+                    return;
+                }
+                let written_in = self.clock.monotonic().saturating_sub(began);
+                tokio::time::sleep((written_in * SCRUB_REST).max(SCRUB_PAUSE)).await;
             }
         }
     }
