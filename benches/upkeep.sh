@@ -93,7 +93,7 @@ learn() {
     until [ "$count" -ge "$keys" ]; do
         sleep 0.1
         count=$("$etcdctl_bin" --endpoints "$(client 3)" --consistency s get bench --prefix \
-            --count-only --write-out fields 2>/dev/null | awk '/"Count"/ { print $3 }')
+            --count-only --write-out fields 2>/dev/null | awk '/"Count"/ { print $3 }') || true
         count=${count:-0}
     done
 }

@@ -13,7 +13,7 @@ pub struct Resident {
     before_bytes: u64,
 }
 
-/// What a process held before, holds now, and held at most between.
+/// What a process held before at most, holds now, and held at most between.
 #[derive(Debug, Clone, Copy)]
 pub struct Growth {
     pub before_bytes: u64,
@@ -22,15 +22,17 @@ pub struct Growth {
 }
 
 impl Resident {
-    /// Takes what the process holds now as the baseline, and lets its peak begin here.
+    /// Takes the most that the process has held so far as the baseline, and lets its peak begin here.
+    /// What it holds at this moment depends on whether it has just returned memory that it needs again.
     ///
     /// # Panics
     ///
     /// If there is no such process, or it is not of our own user.
     pub fn watch(pid: u32) -> Resident {
+        let before_bytes = field(pid, "VmHWM:");
         // 5 sets the peak to what is resident now.
         std::fs::write(file(pid, "clear_refs"), "5").expect("the peak can be reset");
-        Resident { pid, before_bytes: field(pid, "VmRSS:") }
+        Resident { pid, before_bytes }
     }
 
     /// What became of it.

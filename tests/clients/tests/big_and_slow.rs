@@ -122,7 +122,7 @@ async fn a_watcher_that_never_reads_costs_little_and_loses_nothing() {
     };
     // Fills the log's and the engine's caches, which belong to the baseline.
     let warm = watching(&cluster, watch_under("big/", 0)).await;
-    let (written, followed) = tokio::join!(overwrite(puts / 2, true), follow(warm, puts / 2));
+    let (written, followed) = tokio::join!(overwrite(puts, true), follow(warm, puts));
     assert!(written == followed);
 
     let resident = Resident::watch(cluster.pid(0));
